@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Few-shot dual-head object detection.
+
+Importing the package is light (no torch). It sets the environment switches below where the user has not, because
+they only work before torch and ultralytics are imported.
+"""
+
+import os
+
+__version__ = "0.1.0"
+
+_CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+
+# why each: ultralytics looks hosts up on import, installs packages at run time, and writes settings under HOME;
+# OpenMP's spinning threads make a step on a busy small machine ten times slower
+SWITCHES = {
+    "YOLO_OFFLINE": "true",
+    "YOLO_AUTOINSTALL": "false",
+    "YOLO_CONFIG_DIR": os.path.join(_CACHE, "fsdet"),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+for _name, _value in SWITCHES.items():
+    os.environ.setdefault(_name, _value)

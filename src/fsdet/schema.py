@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every configuration key with its type, range and default, and nothing else; `fsdet.config` reads files into it.
+
+Sections are frozen pydantic models. `tasks/` reads the whole; other floors are handed one section at most.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value: object) -> object:
+    """PyYAML reads `1e-4` as text (YAML 1.1 wants a dot); a float field accepts it."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+LOSSES = ("bbox", "cls", "dfl", "supcon", "cpe", "triplet")
+
+
+class Section(BaseModel):
+    """A strict, immutable group of keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class Run(Section):
+    dir: str = "checkpoints/run"
+    seed: int = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores, or 1 beside loader workers on a small machine
+    deterministic: bool = False
+
+
+class Augment(Section):
+    """Training augmentation; validation never sees any of it."""
+
+    mosaic: Share = 1.0  # probability
+    close_mosaic: Share = 0.1  # last share of the epochs trains without mosaic
+    degrees: NonNegative = 0.0
+    translate: Share = 0.1
+    scale: Annotated[Float, Field(ge=0, lt=1)] = 0.5
+    flip: Share = 0.5  # left-right
+    hsv: tuple[Share, Share, Share] = (0.015, 0.7, 0.4)
+    blur: Share = 0.01
+    paste: Share = 0.5  # stage 3: probability that a shot's crop is pasted onto a base image
+
+
+class Data(Section):
+    path: str = ""
+    image_size: Annotated[int, Field(ge=32)] = 640
+    support_size: Annotated[int, Field(ge=32)] = 320
+    workers: Annotated[int, Field(ge=0)] = 2
+    cache: Literal["auto", "ram", "none"] = "auto"
+    shots: str | None = None
+    base_images: Literal["all", "no_novel"] = "all"
+    merge_shots: bool = True
+    augment: Augment = Augment()
+
+
+class Stage(Section):
+    name: Literal["base", "episodic", "finetune"] = "base"
+    mode: Literal["standard", "prototype", "dual"] = "dual"
+    init_from: str | None = None
+    freeze: list[str] | dict[int, list[str]] = []  # prefixes, or {epoch: prefixes}
+    freeze_norm: bool = False  # BatchNorm in eval throughout the stage
+
+
+class EpisodeCfg(Section):
+    ways: Annotated[int, Field(ge=0)] = 0
+    shots: tuple[Count, Count] | Count = 5  # K, or [least, most] drawn per episode
+    queries: Count = 16  # images per step, in every stage
+    negatives: Share = 0.25  # share of queries without any of the N classes
+    per_epoch: Count | None = None  # None: training images / queries
+
+
+class Model(Section):
+    backbone: str = "yolov8n"
+    weights: str | None = None
+    levels: Literal["P3-P5", "P2-P5"] = "P3-P5"
+    embed_dim: Annotated[int, Field(ge=8)] = 128
+    reg_max: Annotated[int, Field(ge=2)] = 16
+    support: Literal["anchors", "roi", "both"] = "anchors"
+    proxies: bool = True  # learnable base-class prototypes beside the support's
+
+
+class LossWeights(Section):
+    bbox: NonNegative = 7.5
+    cls: NonNegative = 0.5
+    dfl: NonNegative = 1.5
+    supcon: NonNegative = 0.0
+    cpe: NonNegative = 0.0
+    triplet: NonNegative = 0.0
+
+
+class Loss(Section):
+    weights: LossWeights = LossWeights()
+    bbox: Literal["wiou_v3", "wiou_v2", "wiou_v1", "ciou"] = "ciou"
+    supcon_tau: Positive = 0.1
+    cpe_tau: Positive = 0.2
+    cpe_iou: Share = 0.7  # phi: proposals with a lower IoU are not anchors of CPE
+    cpe_weighting: Literal["one", "linear", "exp"] = "linear"
+    triplet_margin: Positive = 0.3
+    triplet_mining: Literal["batch_hard", "semi_hard"] = "batch_hard"
+    pair_rows: Annotated[int, Field(ge=2)] = 512  # at most this many embeddings enter a pairwise loss
+
+
+class Optim(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    min_lr: NonNegative = 1e-4
+    lr_scale: dict[str, NonNegative] = {}
+    momentum: Share = 0.9  # SGD momentum, AdamW beta1
+    weight_decay: NonNegative = 5e-4
+    clip_norm: NonNegative | dict[int, NonNegative] = 10.0  # 0: no clipping; {epoch (from 1): norm}
+    accumulate: Count = 1
+    epochs: Positive | None = 100
+    steps: Count | None = None  # committed steps; set, it replaces epochs
+    warmup_epochs: NonNegative = 3.0
+    schedule: Literal["cosine", "restarts", "plateau", "constant", "linear"] = "cosine"
+    restarts: Count = 3  # cycles of `restarts`
+    ema: Share = 0.9999  # decay; 0 switches it off
+    ema_warmup: NonNegative = 2000  # decay grows as ema * (1 - exp(-count / ema_warmup))
+
+
+class Guard(Section):
+    max_rejected_in_row: Count = 20
+    max_rejected_share: Share = 0.2  # of the last `window` steps
+    window: Count = 100
+    init_scale: Positive = 8192.0  # fp16 only
+    growth_interval: Count = 200
+    min_scale: Positive = 1.0  # below: alert; abort after max_low_scale steps in a row
+    max_low_scale: Count = 20
+    norm_warning: Positive = 1e4
+    norm_explosion: Positive = 1e5
+    clip_ratio: Positive = 100.0
+    clipped_share: Share = 0.5
+    loss_jump: Positive = 2.0
+    dfl_high: Positive = 5.0
+
+
+class Save(Section):
+    every_steps: Annotated[int, Field(ge=0)] = 0  # 0: at the end of each epoch only
+    every_minutes: NonNegative = 0.0
+    keep: Annotated[int, Field(ge=1)] = 2
+
+
+class Wandb(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = "disabled"
+    project: str = "fsdet"
+    entity: str | None = None
+    name: str | None = None
+    tags: list[str] = []
+
+
+class Log(Section):
+    wandb: Wandb = Wandb()
+    tensorboard: bool = False
+    every: Count = 10  # committed steps between log rows
+    probe_every: Annotated[int, Field(ge=0)] = 0  # 0: first batch only
+    debug: bool = False
+
+
+class Eval(Section):
+    every: NonNegative = 1.0  # epochs between validations; 0: at the end only
+    shots: list[Count] = [1, 3, 5, 10]
+    seeds: Count = 10
+    setting: Literal["gfsod", "fsod"] = "gfsod"
+    metric: Literal["coco", "voc07"] = "coco"
+    split: str = "test"
+
+
+class Config(Section):
+    """Everything one training is told."""
+
+    task: Literal["fewshot"] = "fewshot"
+    run: Run = Run()
+    data: Data = Data()
+    stage: Stage = Stage()
+    episode: EpisodeCfg = EpisodeCfg()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    guard: Guard = Guard()
+    save: Save = Save()
+    log: Log = Log()
+    eval: Eval = Eval()
