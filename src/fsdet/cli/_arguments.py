@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Argument parsing that several verbs share."""
+
+import argparse
+import re
+from pathlib import Path
+
+from fsdet.errors import UserError, explain
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(the rest, the `key=value` words): overrides may stand anywhere among a verb's arguments."""
+    rest = [word for word in argv if not _OVERRIDE.match(word)]
+    return rest, [word for word in argv if _OVERRIDE.match(word)]
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse `argv`; its overrides land in `.overrides`, in order."""
+    parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [key=value ...]"
+    rest, overrides = split_overrides(argv)
+    args = parser.parse_args(rest)
+    args.overrides = overrides
+    return args
+
+
+def numbers(text: str) -> list[int]:
+    """`1,3,5` as positive integers, for argparse."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,3,5, got '{text}'") from None
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 up, got '{text}'")
+    return values
+
+
+def count(text: str) -> int:
+    """One positive integer, for argparse."""
+    values = numbers(text)
+    if len(values) != 1:
+        raise argparse.ArgumentTypeError(f"expected one number, got '{text}'")
+    return values[0]
+
+
+def existing(path: Path, what: str, next_step: str) -> Path:
+    """`path` if it exists. Raises UserError that names `what` was expected there."""
+    if not path.exists():
+        raise UserError(explain(what, "nothing there", str(path), next_step))
+    return path

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Examples: fsdet eval checkpoints/stage2/best.pt --shots 1,5 --seeds 3 --json results.json
+fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.json"""
+
+import argparse
+from pathlib import Path
+
+from fsdet.cli._arguments import count, existing, numbers
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """CHECKPOINT with options, or --table FILE..."""
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--data", metavar="D", help="data YAML; default: the one the checkpoint was trained on")
+    parser.add_argument("--shots", type=numbers, metavar="1,3,5", help="support instances a class")
+    parser.add_argument("--seeds", type=count, metavar="N", help="draws of the support per number of shots")
+    parser.add_argument("--bank", type=Path, metavar="BANK", help="registered prototypes instead of draws")
+    parser.add_argument("--setting", choices=("gfsod", "fsod"), help="all classes, or novel classes only")
+    parser.add_argument("--metric", choices=("coco", "voc07"))
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write results.json here")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print finished results.json files")
+    args = parser.parse_args(argv)
+    if (args.checkpoint is None) == (args.table is None):
+        parser.error("expected CHECKPOINT, or --table FILE...")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the table."""
+    from fsdet.evaluation.summary import read_results, table
+
+    if args.table:
+        print(table([read_results(path) for path in args.table], [_label(path) for path in args.table]))
+        return 0
+    existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
+    from fsdet.tasks import fewshot
+
+    results = fewshot.evaluate_checkpoint(
+        args.checkpoint,
+        data=args.data,
+        shots=args.shots,
+        seeds=args.seeds,
+        bank=args.bank,
+        json_out=args.json,
+        setting=args.setting,
+        metric=args.metric,
+    )
+    print(table([results], [_label(args.checkpoint)]))
+    return 0
+
+
+def _label(path: Path) -> str:
+    """A file stands for its run in a table: checkpoints/stage2/best.pt is `stage2`."""
+    return path.parent.name if path.stem in ("results", "best", "last") and path.parent.name else path.stem

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`fsdet VERB ...`: finds the verb's file, runs it, and turns errors into messages and exit codes.
+
+0 done; 2 the user's input is at fault (one clear message, no traceback); 1 the run failed; 130 / 143 stopped by a
+signal. Any other exception is a bug of this package and keeps its traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from fsdet import __version__
+from fsdet.errors import FsdetError, did_you_mean
+from fsdet.progress import log_to_console
+
+VERBS = {
+    "train": "train a configuration, or resume a run",
+    "eval": "AP on base, novel and all classes, shots x seeds with intervals",
+    "register": "make a prototype bank from a support folder, without training",
+    "bank": "list, merge or prune prototype banks",
+    "predict": "detect in images, folders or a video",
+    "probe": "per-loss gradients of the first batch",
+    "check": "configuration, data, one dry step, memory",
+    "data": "make, check and convert data sets, draw shots",
+    "info": "what a configuration or checkpoint is",
+}
+PIPE_CLOSED = 141  # what a shell reports for a program whose reader went away
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, a suggestion for a misspelt flag, and no guessing of abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> None:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = [word for word in message.partition("unrecognized arguments: ")[2].split() if word.startswith("-")]
+        hint = "".join(did_you_mean(word.partition("=")[0], known) for word in unknown[:1])
+        self.exit(2, f"error: {self.prog}: {message}.{hint} Next: {self.prog} --help\n")
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    return f"usage: fsdet VERB ...\n\n{verbs}\n\n`fsdet VERB --help` tells the rest. Version {__version__}."
+
+
+def _run_verb(argv: list[str]) -> int:
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        print(f"error: fsdet: unknown command '{verb}'.{did_you_mean(verb, VERBS)} Next: fsdet --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"fsdet.cli.{verb}")
+    parser = Parser(prog=f"fsdet {verb}", description=VERBS[verb] + "\n\n" + (module.__doc__ or ""))
+    return module.run(module.parse(parser, rest))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"fsdet {__version__}")
+        return 0
+    log_to_console()
+    try:
+        code = _run_verb(argv)
+        sys.stdout.flush()
+        return code
+    except FsdetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as stop:  # argparse: --help or a wrong flag
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        return PIPE_CLOSED

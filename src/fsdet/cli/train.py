@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Examples: fsdet train configs/demo/stage_1.yaml optim.lr=5e-3
+fsdet train configs/demo/stage_2.yaml --resume
+fsdet train --resume checkpoints/stage2"""
+
+import argparse
+from pathlib import Path
+
+from fsdet import config
+from fsdet.cli._arguments import existing, parse_with_overrides
+from fsdet.errors import UserError, explain
+
+ROOT = Path("checkpoints")
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """CONFIG [--resume [RUN]] [--exist-ok] [key=value ...]; a YAML right after --resume is the CONFIG, no RUN."""
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="continue run.dir of CONFIG, or the run folder RUN, or the newest unfinished run",
+    )
+    parser.add_argument("--exist-ok", action="store_true", help="overwrite a run folder that has a checkpoint")
+    args = parse_with_overrides(parser, argv)
+    if args.resume and args.resume.endswith((".yaml", ".yml")) and args.config is None:
+        args.config, args.resume = Path(args.resume), ""
+    if args.config is None and args.resume is None:
+        parser.error("expected CONFIG or --resume")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the end; prints where the run is."""
+    if args.resume is None:
+        settings = config.load(args.config, args.overrides)
+    else:
+        settings = _resumed(args)
+    from fsdet import tasks
+
+    trainer = tasks.build(settings, resume=args.resume is not None, exist_ok=args.exist_ok)
+    result = trainer.fit()
+    print(f"run folder: {result.folder}")
+    return 0
+
+
+def _resumed(args: argparse.Namespace) -> config.Config:
+    """The configuration to continue: CONFIG's or RUN's own, with run.dir set to the run."""
+    if args.resume:
+        folder = _run_folder(Path(args.resume))
+        source = args.config or existing(folder / "config.yaml", "the run's config.yaml", "name a run folder")
+        return config.load(source, [*args.overrides, f"run.dir={folder}"])
+    if args.config:
+        return config.load(args.config, args.overrides)
+    given = [word.partition("=")[2] for word in args.overrides if word.startswith("run.dir=")]
+    folder = _run_folder(Path(given[-1])) if given else newest_unfinished(ROOT)
+    source = existing(folder / "config.yaml", "the run's config.yaml", "name a run folder")
+    return config.load(source, [*args.overrides, f"run.dir={folder}"])
+
+
+def _run_folder(path: Path) -> Path:
+    existing(path, "a run folder", "fsdet train CONFIG starts one")
+    return path if path.is_dir() else path.parent  # a checkpoint stands for its run
+
+
+def newest_unfinished(root: Path) -> Path:
+    """The run under `root` that was saved last and is not finished.
+
+    Raises:
+        UserError: when there is none.
+    """
+    from fsdet.engine.checkpoint import is_finished
+
+    runs = [path.parent for path in root.glob("*/last.pt") if not is_finished(path.parent)]
+    if not runs:
+        raise UserError(explain("an unfinished run to resume", "none", str(root), "fsdet train CONFIG"))
+    return max(runs, key=lambda folder: (folder / "last.pt").stat().st_mtime)
