@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""From figures per draw of shots to results.json and to the table of several of them."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fsdet.errors import DataError, ShapeError, explain
+from fsdet.evaluation.scorer import Scores
+
+FIGURES = ("nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "fp_per_image", "recall")
+STAMPS = ("setting", "metric", "tta")  # results that differ in one of these are not comparable
+_COUNTED = {"fp_per_image"}  # printed as they are; the others are shares, printed in per cent
+_T975 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
+
+
+def t975(freedom: int) -> float:
+    """97.5 % quantile of Student's t, to 1e-5: a table below 10 degrees of freedom, else Abramowitz & Stegun 26.7.5."""
+    if freedom < 1:
+        return math.nan
+    if freedom <= len(_T975):
+        return _T975[freedom - 1]
+    z = 1.959963984540054
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(g / freedom**k for k, g in enumerate(terms))
+
+
+def interval(values: Iterable[float]) -> dict:
+    """{"mean", "ci95", "ci95_t", "values"} of n figures, one a seed.
+
+    ci95: half-width as papers publish it, 1.96 std(ddof 0) / sqrt(n). ci95_t: t(n - 1) std(ddof 1) / sqrt(n), the
+    honest one at small n; nan at n = 1. A nan among the values makes all three nan; no values at all raise ShapeError.
+    """
+    array = np.array(list(values), np.float64)
+    n = len(array)
+    if n == 0:
+        raise ShapeError("interval expects at least one value, got none")
+    t_width = t975(n - 1) * array.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return {
+        "mean": float(array.mean()),
+        "ci95": float(1.96 * array.std() / math.sqrt(n)),
+        "ci95_t": float(t_width),
+        "values": array.tolist(),
+    }
+
+
+def harmonic_mean(b: float, n: float) -> float:
+    """2 b n / (b + n), 0 when both are 0, nan when one is."""
+    return 0.0 if b + n == 0 else 2 * b * n / (b + n)
+
+
+def figures(scores: Scores, base: Sequence[int], novel: Sequence[int], fp_per_image: float) -> dict[str, float]:
+    """One draw's row of results.json: the figures of FIGURES. nan where a group of classes has no ground truth.
+
+    recall is that of the novel classes at IoU .5 among the 100 best detections of an image.
+    """
+    b, n = scores.ap50(base), scores.ap50(novel)
+    return {
+        "nAP50": n,
+        "nAP": scores.ap(novel),
+        "bAP50": b,
+        "bAP": scores.ap(base),
+        "AP50": scores.ap50((*base, *novel)),
+        "HM50": harmonic_mean(b, n),
+        "fp_per_image": float(fp_per_image),
+        "recall": scores.recall(novel),
+    }
+
+
+def per_class(draws: Sequence[Scores], names: Sequence[str]) -> dict[str, dict]:
+    """{class name: interval of its AP50 over the draws}."""
+    return {name: interval(s.class_ap50[c] for s in draws) for c, name in enumerate(names)}
+
+
+def results_json(
+    *,
+    setting: str,
+    metric: str,
+    checkpoint_sha256: str,
+    seeds: Sequence[int],
+    standard: Mapping[str, float],
+    shots: Mapping[int, Sequence[Mapping[str, float]]],
+    ms_per_image: float,
+    **extra: object,
+) -> dict:
+    """The dict of results.json.
+
+    standard: {"bAP50", "bAP"} of the standard head alone. shots: {K: one row of `figures` per seed}. `extra` keys are
+    added as they are; TTA is off and said so.
+    Raises:
+        ShapeError: a K has another number of rows than there are seeds.
+    """
+    for k, rows in shots.items():
+        if len(rows) != len(seeds):
+            raise ShapeError(f"results_json expects {len(seeds)} rows, one a seed, for K = {k}, got {len(rows)}")
+    return {
+        "setting": setting,
+        "metric": metric,
+        "checkpoint_sha256": checkpoint_sha256,
+        "seeds": list(seeds),
+        "tta": False,
+        "standard": {key: float(standard[key]) for key in ("bAP50", "bAP")},
+        "shots": {
+            str(k): {key: interval(row[key] for row in rows) for key in FIGURES} for k, rows in sorted(shots.items())
+        },
+        "ms_per_image": float(ms_per_image),
+        **extra,
+    }
+
+
+def write_json(path: str | Path, value: object) -> Path:
+    """Write `value` durably and all at once; nan and inf become null, which every JSON reader knows."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(_plain(value), file, indent=2, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_results(path: str | Path) -> dict:
+    """A results.json back as a dict. Raises DataError when it is none."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(explain("a results.json", str(error), str(path), "make one with fsdet eval --json")) from error
+    return _checked(value, str(path))
+
+
+def table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
+    """Markdown that also reads well as plain text: one row per result and K, mean ± ci95, figures in per cent.
+
+    Raises:
+        DataError: nothing to print, not results.json, or results of different setting, metric or TTA.
+        ShapeError: not one label per result.
+    """
+    if len(results) != len(labels):
+        raise ShapeError(f"table expects {len(results)} labels, got {len(labels)}")
+    if not results:
+        raise DataError(explain("at least one results.json", "none", "table", "name the files"))
+    for result, label in zip(results, labels, strict=True):
+        _checked(result, label)
+    _refuse_mixture(results, labels)
+    head = ("", "K", "draws", "nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "FP/image", "recall", "ms/image")
+    rows = [row for result, label in zip(results, labels, strict=True) for row in _rows(result, label)]
+    first = results[0]
+    title = (
+        f"setting {first['setting']}, metric {first['metric']}, TTA {'on' if first['tta'] else 'off'}; "
+        "mean ± 1.96 std / sqrt(draws), per cent except FP/image and ms/image; '-': no such ground truth"
+    )
+    stamps = [
+        f"{label}: checkpoint {str(r['checkpoint_sha256'])[:12]}, seeds {', '.join(map(str, r['seeds']))}"
+        for r, label in zip(results, labels, strict=True)
+    ]
+    return "\n".join((title, "", *_markdown(head, rows), "", *stamps))
+
+
+def _plain(value: object) -> object:
+    """JSON's own types: mappings with text keys, lists, finite numbers, null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _checked(value: object, where: str) -> dict:
+    missing = [
+        key
+        for key in (*STAMPS, "checkpoint_sha256", "seeds", "standard", "shots")
+        if not isinstance(value, Mapping) or key not in value
+    ]
+    if missing:
+        raise DataError(
+            explain(
+                "the keys of results.json",
+                f"nothing under {', '.join(missing)}",
+                where,
+                "make the file with fsdet eval --json",
+            )
+        )
+    return value
+
+
+def _refuse_mixture(results: Sequence[Mapping], labels: Sequence[str]) -> None:
+    for stamp in STAMPS:
+        if len({str(r[stamp]) for r in results}) > 1:
+            got = ", ".join(f"{r[stamp]} ({label})" for r, label in zip(results, labels, strict=True))
+            raise DataError(
+                explain(
+                    f"one {stamp} in a table",
+                    got,
+                    "table",
+                    f"print one table per {stamp}; these figures cannot be compared",
+                )
+            )
+
+
+def _rows(result: Mapping, label: str) -> list[list[str]]:
+    standard, ms = result["standard"], _number(result.get("ms_per_image"), 1)
+    draws = str(len(result["seeds"]))
+    rows = [
+        [label, str(k), draws, *(_cell(shot, key) for key in FIGURES), ms]
+        for k, shot in sorted(result["shots"].items(), key=lambda item: int(item[0]))
+    ]
+    base = [_number(standard.get(key), 1, 100) for key in ("bAP50", "bAP")]
+    return [[f"{label}, standard head", "-", "-", "-", "-", *base, "-", "-", "-", "-", ms], *rows]
+
+
+def _cell(shot: Mapping, key: str) -> str:
+    digits, scale = (2, 1) if key in _COUNTED else (1, 100)
+    entry = shot.get(key) or {}
+    mean, width = (_number(entry.get(x), digits, scale) for x in ("mean", "ci95"))
+    return mean if mean == "-" else f"{mean} ± {width}"
+
+
+def _number(value: float | None, digits: int, scale: float = 1) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{scale * value:.{digits}f}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    wide = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = [":" + "-" * (wide[0] - 1), *("-" * (w - 1) + ":" for w in wide[1:])]
+    justify = [
+        [row[0].ljust(wide[0]), *(x.rjust(w) for x, w in zip(row[1:], wide[1:], strict=True))] for row in (head, *rows)
+    ]
+    return ["| " + " | ".join(cells) + " |" for cells in (justify[0], rule, *justify[1:])]

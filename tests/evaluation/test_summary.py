@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Intervals by hand, results.json as promised, and a table that never mixes what cannot be compared."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from evaluation.scenes import scene
+from fsdet.errors import DataError, ShapeError
+from fsdet.evaluation import summary
+from fsdet.evaluation.scorer import Scorer
+from fsdet.evaluation.summary import FIGURES, harmonic_mean, interval, read_results, results_json, table, write_json
+
+
+def result(**changes):
+    rows = [{key: v for key in FIGURES} for v in (0.2, 0.3, 0.4)]
+    plain = {
+        "setting": "gfsod",
+        "metric": "coco",
+        "checkpoint_sha256": "ab" * 32,
+        "seeds": [0, 1, 2],
+        "standard": {"bAP50": 0.7, "bAP": 0.5},
+        "shots": {10: rows, 1: rows},
+        "ms_per_image": 12.3,
+    }
+    return results_json(**{**plain, **changes})
+
+
+def test_interval_by_hand():
+    got = interval([1, 2, 3, 4])  # mean 2.5, variance 5/4 (ddof 0) and 5/3 (ddof 1)
+    assert got["mean"] == 2.5 and got["values"] == [1, 2, 3, 4]
+    assert got["ci95"] == pytest.approx(1.96 * math.sqrt(5 / 4) / 2)
+    assert got["ci95_t"] == pytest.approx(3.182446 * math.sqrt(5 / 3) / 2, rel=1e-6)
+
+
+def test_interval_of_one_value_has_no_t_interval_and_of_none_is_refused():
+    one = interval([0.4])
+    assert (one["mean"], one["ci95"]) == (0.4, 0) and math.isnan(one["ci95_t"])
+    assert math.isnan(interval([0.1, math.nan])["mean"])
+    with pytest.raises(ShapeError):
+        interval([])
+
+
+def test_t_quantile_equals_scipy():
+    for freedom in (*range(1, 41), 100, 1000):
+        assert summary.t975(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=1e-5)
+
+
+@pytest.mark.parametrize(("b", "n", "want"), [(0, 0, 0), (0.5, 0, 0), (0.6, 0.3, 0.4), (0.5, 0.5, 0.5)])
+def test_harmonic_mean(b, n, want):
+    assert harmonic_mean(b, n) == pytest.approx(want)
+    assert math.isnan(harmonic_mean(math.nan, n))
+
+
+def test_figures_of_a_draw_are_means_over_base_and_novel_classes():
+    records, detections = scene(np.random.default_rng(0), images=10, classes=5)
+    scores = Scorer(records, 5).score(detections)
+    row = summary.figures(scores, base=[0, 1, 2], novel=[3, 4], fp_per_image=0.25)
+    assert tuple(row) == FIGURES
+    assert row["bAP50"] == pytest.approx(scores.class_ap50[:3].mean()) and row["nAP"] == scores.ap([3, 4])
+    assert row["AP50"] == pytest.approx(scores.class_ap50.mean()) and row["recall"] == scores.recall([3, 4])
+    assert row["HM50"] == pytest.approx(2 / (1 / row["bAP50"] + 1 / row["nAP50"])) and row["fp_per_image"] == 0.25
+    assert summary.per_class([scores, scores], "abcde")["d"]["mean"] == scores.class_ap50[3]
+
+
+def test_results_json_has_the_promised_keys():
+    got = result(per_class={"king": 1})
+    promised = {"setting", "metric", "checkpoint_sha256", "seeds", "tta", "standard", "shots", "ms_per_image"}
+    assert set(got) == promised | {"per_class"}
+    assert got["tta"] is False and got["standard"] == {"bAP50": 0.7, "bAP": 0.5} and list(got["shots"]) == ["1", "10"]
+    assert set(got["shots"]["10"]) == set(FIGURES)
+    assert got["shots"]["10"]["nAP50"] == interval([0.2, 0.3, 0.4])
+    with pytest.raises(ShapeError, match="K = 1"):
+        result(seeds=[0])
+
+
+def test_written_json_is_whole_strict_and_replaces_the_old_file(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_json(path, {"old": True})
+    value = result(ms_per_image=math.nan, array=np.float32(0.5), nested=[np.arange(2), (math.inf,)])
+    write_json(path, value)
+    text = path.read_text()
+    got = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert got["ms_per_image"] is None and got["array"] == 0.5 and got["nested"] == [[0, 1], [None]]
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = write_json(tmp_path / "results.json", {"old": True})
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+    assert json.loads(path.read_text()) == {"old": True} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_table_survives_the_file_and_prints_per_cent_with_intervals(tmp_path):
+    nothing = [{**{key: 0.5 for key in FIGURES}, "nAP50": math.nan}] * 3
+    files = [write_json(tmp_path / "a.json", result()), write_json(tmp_path / "b.json", result(shots={5: nothing}))]
+    text = table([read_results(f) for f in files], ["ours", "other"])
+    assert "setting gfsod, metric coco, TTA off" in text and "abababababab" in text
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 2 + 3 + 2
+    ci = 1.96 * math.sqrt(0.02 / 3) / math.sqrt(3)
+    assert lines[2][:7] == ["ours, standard head", "-", "-", "-", "-", "70.0", "50.0"]
+    assert [line[1] for line in lines[2:]] == ["-", "1", "10", "-", "5"]  # K in numeric order
+    assert lines[3][3] == f"30.0 ± {100 * ci:.1f}" and lines[3][9] == f"0.30 ± {ci:.2f}"
+    assert lines[6][3] == "-" and lines[6][4] == "50.0 ± 0.0"
+
+
+@pytest.mark.parametrize("change", [{"setting": "fsod"}, {"metric": "voc07"}])
+def test_table_refuses_to_mix(change):
+    with pytest.raises(DataError, match=next(iter(change))) as caught:
+        table([result(), result(**change)], ["mine", "theirs"])
+    assert "theirs" in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_table_refuses_other_json_and_wrong_labels(tmp_path):
+    path = write_json(tmp_path / "x.json", {"setting": "gfsod"})
+    with pytest.raises(DataError, match="metric"):
+        read_results(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"x\.json"):
+        read_results(path)
+    with pytest.raises(DataError):
+        table([], [])
+    with pytest.raises(ShapeError):
+        table([result()], [])
