@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""MultiLoss: assign once, evaluate the active terms in float32, weigh, reduce once.
+
+No other place reduces, weighs or masks a loss. A term with weight 0 is not evaluated.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fsdet.assign import Assignment, assign
+from fsdet.boxes import encode, iou_pairs
+from fsdet.errors import ConfigError, ShapeError, did_you_mean
+from fsdet.losses.bce import bce_at
+from fsdet.losses.ciou import ciou_loss
+from fsdet.losses.cpe import cpe_loss, cpe_rows
+from fsdet.losses.dfl import dfl_loss
+from fsdet.losses.supcon import rows_with_positive, supcon_loss
+from fsdet.losses.triplet import triplet_loss, triplet_rows
+from fsdet.losses.wiou import MEAN_FLOOR, wiou_loss
+from fsdet.types import BACKGROUND, IGNORED, DualOutput, LossReport, Targets
+
+NAMES = ("bbox", "cls", "dfl", "supcon", "cpe", "triplet")
+BBOX = ("wiou_v3", "wiou_v2", "wiou_v1", "ciou")
+MODES = {"standard": ("standard",), "prototype": ("prototype",), "dual": ("standard", "prototype")}
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One classifier: logits [B, A, C]; column [B, M] of each box, -1 none, -2 ignored; known [B, C]."""
+
+    logits: Tensor
+    column: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """The P anchors that answer for a box: image, anchor, box index [P], weight [P], target box [P, 4] px."""
+
+    image: Tensor
+    anchor: Tensor
+    box: Tensor
+    weight: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Rows of the pairwise losses: image and anchor of the labelled ones [N] and of the background ones [K]."""
+
+    image: Tensor
+    anchor: Tensor
+    label: Tensor
+    iou: Tensor
+    back_image: Tensor
+    back_anchor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One loss reduced: value with graph; count rows averaged over; rows detached, images their image index."""
+
+    value: Tensor
+    count: int
+    rows: Tensor
+    images: Tensor
+
+
+class MultiLoss(nn.Module):
+    """The six losses of the dual-head detector as one objective.
+
+    Args:
+        weights: {loss: weight}; losses not named have weight 0.
+        bbox: wiou_v3 | wiou_v2 | wiou_v1 | ciou.
+        pair_rows: at most this many embeddings, background included, enter a pairwise loss.
+        mode: which classifiers train: standard | prototype | dual.
+        topk: anchors a box may take.
+        wiou_momentum: share of a committed step in WIoU's running mean.
+    Raises:
+        ConfigError: unknown loss, box loss or mode.
+    """
+
+    wiou_mean: Tensor
+    wiou_pending: Tensor
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        bbox: str = "ciou",
+        supcon_tau: float = 0.1,
+        cpe_tau: float = 0.2,
+        cpe_iou: float = 0.7,
+        cpe_weighting: str = "linear",
+        triplet_margin: float = 0.3,
+        triplet_mining: str = "batch_hard",
+        pair_rows: int = 512,
+        mode: str = "dual",
+        topk: int = 10,
+        wiou_momentum: float = 0.01,
+    ) -> None:
+        super().__init__()
+        for key, word, choices in (("loss.bbox", bbox, BBOX), ("stage.mode", mode, MODES)):
+            _one_of(key, word, choices)
+        for name in weights:
+            _one_of("loss.weights", name, NAMES)
+        self.weights = {name: float(weights[name]) for name in NAMES if weights.get(name, 0.0) != 0}
+        self.bbox, self.mode, self.topk, self.pair_rows = bbox, mode, topk, pair_rows
+        self.supcon_tau, self.cpe_tau, self.cpe_iou, self.cpe_weighting = supcon_tau, cpe_tau, cpe_iou, cpe_weighting
+        self.triplet_margin, self.triplet_mining, self.wiou_momentum = triplet_margin, triplet_mining, wiou_momentum
+        self.register_buffer("wiou_mean", torch.ones(()))
+        self.register_buffer("wiou_pending", torch.zeros(2))  # sum and count of finite 1 - IoU since the last commit
+
+    def forward(
+        self,
+        output: DualOutput,
+        targets: Targets,
+        class_ids: Tensor,
+        *,
+        contrast: Tensor | None = None,
+        probe_at: tuple[Tensor, ...] = (),
+        image_ids: tuple[str, ...] = (),
+    ) -> LossReport:
+        """The losses of one batch.
+
+        Args:
+            output: what the detector said. targets: the truth. class_ids: [N] data-set classes of the ways.
+            contrast: [B, A, Dp] projected embeddings for CPE; None takes output.embeddings.
+        Returns:
+            LossReport; every loss is float32, finite and connected also when there is no box, no way, no proxy.
+        """
+        with torch.autocast(output.boxes.device.type, enabled=False):
+            branches = self._branches(output, targets, class_ids)
+            found = self._assign(output, targets, branches)
+            pos = _positives(found, targets)
+            normaliser = found.weight.sum().clamp(min=1)
+            terms = self._dense(output, branches, pos, normaliser)
+            if self.weights.keys() & {"supcon", "cpe", "triplet"}:
+                terms |= self._pairwise(output, contrast, self._pairs(output, targets, class_ids, branches, found, pos))
+        raw = {name: term.value for name, term in terms.items()}
+        weighted = {name: self.weights[name] * value for name, value in raw.items()}
+        return LossReport(
+            total=sum(weighted.values(), start=output.boxes[:, :0].sum()),
+            raw=raw,
+            weighted=weighted,
+            rows={name: term.count for name, term in terms.items()},
+            positives=len(pos.image),
+            normaliser=normaliser,
+            row_values={name: term.rows for name, term in terms.items()},
+            row_images={name: term.images for name, term in terms.items()},
+            probe_at=probe_at,
+            image_ids=image_ids,
+        )
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Let the step just taken count in WIoU's running mean; the engine calls it for committed steps only."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.wiou_pending)
+        total, count = self.wiou_pending.unbind()
+        mean = self.wiou_mean.lerp(total / count.clamp(min=1), self.wiou_momentum).clamp(min=MEAN_FLOOR)
+        self.wiou_mean.copy_(torch.where(count > 0, mean, self.wiou_mean))
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the forwards since the last commit: their step was rejected."""
+        self.wiou_pending.zero_()
+
+    def _branches(self, output: DualOutput, targets: Targets, class_ids: Tensor) -> list[Branch]:
+        """The active classifiers with each box's column in them."""
+        make = {"standard": _standard_branch, "prototype": _prototype_branch}
+        return [make[name](output, targets, class_ids) for name in MODES[self.mode]]
+
+    def _assign(self, output: DualOutput, targets: Targets, branches: list[Branch]) -> Assignment:
+        """One assignment for all branches; a box scores by the branch that knows it best: novel classes start cold."""
+
+        def score(image: Tensor, box: Tensor, anchor: Tensor) -> Tensor:
+            found = torch.zeros(len(image), device=image.device)
+            placed = torch.zeros_like(found, dtype=torch.bool)
+            for branch in (b for b in branches if b.logits.shape[-1]):
+                column = branch.column[image, box]
+                logit = branch.logits.detach()[image, anchor, column.clamp(min=0)].float()
+                found = torch.where(column >= 0, found.maximum(logit.sigmoid()), found)
+                placed = placed | (column >= 0)
+            return torch.where(placed, found, 1.0)  # a constant ranks by overlap alone
+
+        boxes, reach = output.boxes.detach(), output.box_logits.shape[-1]
+        return assign(
+            boxes, score, output.points, output.strides, targets.boxes, targets.valid, reg_max=reach, topk=self.topk
+        )
+
+    def _dense(self, output: DualOutput, branches: list[Branch], pos: Positives, normaliser: Tensor) -> dict[str, Term]:
+        """bbox, cls, dfl: weighted sums over the batch's normaliser, as YOLOv8 has them."""
+        terms = {}
+        if "bbox" in self.weights:
+            rows = self._box_rows(output.boxes[pos.image, pos.anchor], pos.target)
+            terms["bbox"] = Term((rows * pos.weight).sum() / normaliser, len(rows), rows.detach(), pos.image)
+        if "cls" in self.weights:
+            images = sum(_cls_rows(branch, pos).sum(1) for branch in branches)
+            where = torch.arange(len(images), device=images.device)
+            terms["cls"] = Term(images.sum() / normaliser, output.boxes[..., 0].numel(), images.detach(), where)
+        if "dfl" in self.weights:
+            distance = encode(output.points[pos.anchor], output.strides[pos.anchor], pos.target)
+            rows = dfl_loss(output.box_logits[pos.image, pos.anchor], distance)
+            terms["dfl"] = Term((rows * pos.weight).sum() / normaliser, len(rows), rows.detach(), pos.image)
+        return terms
+
+    def _box_rows(self, pred: Tensor, target: Tensor) -> Tensor:
+        if self.bbox == "ciou":
+            return ciou_loss(pred, target)
+        if self.training:
+            with torch.no_grad():
+                miss = 1 - iou_pairs(pred, target)
+                sound = miss.isfinite()
+                self.wiou_pending += torch.stack((torch.where(sound, miss, 0.0).sum(), sound.sum()))
+        return wiou_loss(pred, target, self.wiou_mean, version=int(self.bbox[-1]))
+
+    def _pairs(self, output, targets, class_ids, branches, found, pos) -> Pairs:  # type: ignore[no-untyped-def]
+        """Rows for the pairwise losses: positives balanced over classes, and the most confident clear background."""
+        back_image, back_anchor = _background(branches, found, self.pair_rows // 4)
+        label = _dataset_class(targets, class_ids, pos)
+        keep = _balanced(label, pos.weight, self.pair_rows - len(back_image))
+        image, anchor = pos.image[keep], pos.anchor[keep]
+        iou = iou_pairs(output.boxes[image, anchor].detach(), pos.target[keep])
+        return Pairs(image, anchor, label[keep], iou, back_image, back_anchor)
+
+    def _pairwise(self, output: DualOutput, contrast: Tensor | None, pairs: Pairs) -> dict[str, Term]:
+        """supcon, cpe, triplet: means over their rows."""
+        z = output.embeddings[pairs.image, pairs.anchor]
+        back = output.embeddings[pairs.back_image, pairs.back_anchor]
+        terms = {}
+        if "supcon" in self.weights:
+            rows = supcon_loss(z, pairs.label, self.supcon_tau)
+            terms["supcon"] = _mean(rows, pairs.image[rows_with_positive(pairs.label)])
+        if "cpe" in self.weights:
+            p, b = z, back
+            if contrast is not None:
+                p, b = contrast[pairs.image, pairs.anchor], contrast[pairs.back_image, pairs.back_anchor]
+            rows = cpe_loss(p, pairs.iou, pairs.label, b, self.cpe_tau, self.cpe_iou, self.cpe_weighting)
+            terms["cpe"] = _mean(rows, pairs.image[cpe_rows(pairs.label, pairs.iou, self.cpe_iou)])
+        if "triplet" in self.weights:
+            rows = triplet_loss(z, pairs.label, self.triplet_margin, self.triplet_mining, back)
+            terms["triplet"] = _mean(rows, pairs.image[triplet_rows(pairs.label, len(back))])
+        return terms
+
+
+def expected_initial(num_classes: int, reg_max: int, *, anchors: int = 0, prior: float = 0.01) -> dict[str, float]:
+    """What raw losses should be on the first batch of a fresh model.
+
+    dfl: ln R, uniform bins. cls, when `anchors` (of the whole batch) is given: every column at the prior and a
+    normaliser of 1, which is its upper bound while boxes still overlap little.
+    """
+    values = {"dfl": math.log(reg_max)}
+    if anchors:
+        values["cls"] = -anchors * num_classes * math.log1p(-prior)
+    return values
+
+
+def _one_of(key: str, word: str, choices: Mapping | tuple) -> None:
+    if word not in choices:
+        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {word!r}.{did_you_mean(word, choices)}")
+
+
+def _mean(rows: Tensor, images: Tensor) -> Term:
+    return Term(rows.sum() / max(1, len(rows)), len(rows), rows.detach(), images)
+
+
+def _standard_branch(output: DualOutput, targets: Targets, class_ids: Tensor) -> Branch:
+    if output.standard.shape[-1] != targets.base_known.shape[-1]:
+        raise ShapeError(
+            f"MultiLoss expects targets.base_known [B, {output.standard.shape[-1]}] as output.standard has, "
+            f"got {list(targets.base_known.shape)}"
+        )
+    return Branch(output.standard, targets.base_labels, targets.base_known)
+
+
+def _prototype_branch(output: DualOutput, targets: Targets, class_ids: Tensor) -> Branch:
+    """A box's column is its way, else the proxy of its base class unless a support prototype stands for that class."""
+    ways, base = len(class_ids), targets.base_known.shape[-1]
+    proxies = output.prototype.shape[-1] - ways
+    if proxies not in (0, base) or targets.way_known.shape[-1] != ways:
+        raise ShapeError(
+            f"MultiLoss expects prototype logits of {ways} ways and 0 or {base} proxies and way_known [B, {ways}], "
+            f"got {list(output.prototype.shape)} and {list(targets.way_known.shape)}"
+        )
+    column, known = targets.way_labels, targets.way_known
+    if proxies:
+        free = (torch.arange(base, device=known.device)[:, None] != class_ids[None]).all(1)
+        label = targets.base_labels
+        proxied = (column < 0) & (label >= 0) & free[label.clamp(min=0)]
+        unsure = (column == BACKGROUND) & (label == IGNORED)
+        column = torch.where(proxied, ways + label, column.masked_fill(unsure, IGNORED))
+        known = torch.cat((known, targets.base_known & free), -1)
+    return Branch(output.prototype, column, known)
+
+
+def _positives(found: Assignment, targets: Targets) -> Positives:
+    image, anchor = found.fg.nonzero(as_tuple=True)
+    box = found.gt_index[image, anchor]
+    return Positives(image, anchor, box, found.weight[image, anchor], targets.boxes[image, box].float())
+
+
+def _cls_rows(branch: Branch, pos: Positives) -> Tensor:
+    """[B, A] cross-entropy of one classifier; anchors of boxes it ignores count nothing."""
+    column = branch.column[pos.image, pos.box]
+    at = (column >= 0).nonzero().squeeze(-1)
+    rows = bce_at(branch.logits, pos.image[at], pos.anchor[at], column[at], pos.weight[at], branch.known)
+    heard = torch.ones_like(rows).index_put((pos.image, pos.anchor), (column != IGNORED).to(rows.dtype))
+    return rows * heard
+
+
+def _dataset_class(targets: Targets, class_ids: Tensor, pos: Positives) -> Tensor:
+    """[P] data-set class of each positive's box, -1 where no label names it."""
+    base, way = targets.base_labels[pos.image, pos.box], targets.way_labels[pos.image, pos.box]
+    classes = torch.cat((class_ids, class_ids.new_full((1,), -1)))
+    return torch.where(base >= 0, base, classes[torch.where(way >= 0, way, len(class_ids))])
+
+
+def _balanced(label: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """At most `rows` indices with a label: the best of each class, then the second best of each, and so on."""
+    order = (label >= 0).nonzero().squeeze(-1)
+    order = order[weight[order].argsort(descending=True, stable=True)]
+    order = order[label[order].argsort(stable=True)]
+    _, group, count = label[order].unique(return_inverse=True, return_counts=True)
+    rank = torch.arange(len(order), device=label.device) - (count.cumsum(0) - count)[group]
+    return order[rank.argsort(stable=True)[:rows]]
+
+
+def _background(branches: list[Branch], found: Assignment, rows: int) -> tuple[Tensor, Tensor]:
+    """Image and anchor of the most confident anchors outside every box, in images where every class is labelled."""
+    score = torch.full(found.fg.shape, -torch.inf, device=found.fg.device)
+    for branch in (b for b in branches if b.logits.shape[-1]):
+        score = score.maximum(branch.logits.detach().float().amax(-1))
+        score = score.masked_fill(~branch.known.all(-1, keepdim=True), -torch.inf)
+    score = score.masked_fill(found.inside | found.fg, -torch.inf).flatten()
+    value, place = score.topk(min(rows, len(score)))
+    place = place[value > -torch.inf]
+    return place // found.fg.shape[1], place % found.fg.shape[1]
