@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which of the three formats a source is, and which splits a folder without a data YAML holds."""
+
+from pathlib import Path
+
+from fsdet.data.datayaml import DataYaml, Source
+from fsdet.data.images import is_image
+from fsdet.data.report import Report
+from fsdet.data.root import Root
+from fsdet.errors import DataError, explain
+
+SPLIT_WORDS = {"train": ("train", "training", "base"), "val": ("val", "valid", "validation"), "test": ("test", "testing"),
+               "support": ("support",)}  # fmt: skip
+_NEXT = "give a COCO json, a YOLO image folder with labels/ beside it, or a VOC folder with xml files"
+
+
+def guess_format(path: Path, root: Root, report: Report) -> str:
+    """ "coco", "yolo" or "voc". Where a folder holds several, boxes in xml win over txt, and a json over both.
+
+    Raises:
+        DataError: none of them.
+    """
+    if path.is_file():
+        if path.suffix.lower() == ".json":
+            return "coco"
+        if path.suffix.lower() == ".txt":
+            return "voc" if "ImageSets" in path.parts else "yolo"
+        raise DataError(explain("a json, a txt list or a folder", f"'{path.name}'", root.show(path), _NEXT))
+    found = [name for name, test in (("coco", _is_coco), ("voc", _is_voc), ("yolo", _is_yolo)) if test(path, root)]
+    if not found:
+        raise DataError(explain("a COCO, YOLO or VOC source", "neither json, xml nor images", str(path), _NEXT))
+    if len(found) > 1 and found[0] != "coco" and _has_labels(path, root):
+        report.add("several formats", root.show(path), f"{' and '.join(found)}: {found[0]} used")
+    return found[0]
+
+
+def guess_layout(folder: Path) -> DataYaml:
+    """The splits of a folder without a data YAML: subfolders or jsons named after splits, else one split `train`.
+
+    Raises:
+        DataError: the folder is empty.
+    """
+    root = folder.resolve()
+    splits: dict[str, tuple[Source, ...]] = {}
+    for place in (root, root / "images", root / "annotations"):
+        if splits or not place.is_dir():
+            continue
+        entries = sorted(entry for entry in place.iterdir() if entry.is_dir() or entry.suffix == ".json")
+        for split, words in SPLIT_WORDS.items():
+            chosen = [entry for entry in entries if _word(entry) in words]
+            if chosen:
+                splits[split] = tuple(Source(str(entry.relative_to(root)), folder.name) for entry in chosen)
+    if not splits:
+        splits["train"] = (Source(".", folder.name),)
+    return DataYaml(folder, root, splits)
+
+
+def _word(entry: Path) -> str:
+    """`train` of train/, train.json, train2017/, instances_train2017.json."""
+    stem = entry.name.removesuffix(".json").removesuffix(".coco").lower()
+    if entry.is_file() and not stem.startswith(("captions", "person_keypoints")):
+        stem = stem.rpartition("_")[2]
+    return stem.rstrip("0123456789")
+
+
+def _is_coco(path: Path, root: Root) -> bool:
+    jsons = [name for name in root.files(path) if name.lower().endswith(".json")]
+    return len(jsons) == 1 and not _is_voc(path, root)
+
+
+def _is_voc(path: Path, root: Root) -> bool:
+    if path.name == "JPEGImages" and (path.parent / "Annotations").is_dir():
+        return True
+    return (path / "Annotations").is_dir() or any(name.lower().endswith(".xml") for name in root.files(path))
+
+
+def _is_yolo(path: Path, root: Root) -> bool:
+    return any(is_image(name) for _, files in root.walk(path) for name in files)
+
+
+def _has_labels(path: Path, root: Root) -> bool:
+    texts = {Path(name).stem for name in root.files(path) if name.lower().endswith(".txt")}
+    return any(is_image(name) and Path(name).stem in texts for name in root.files(path))

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Image files: size from the header, pixels from a full decode, both after EXIF rotation; damage is an error.
+
+cv2.imread fills the missing part of a truncated file with grey and says nothing; Pillow's decoder raises.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from fsdet.errors import DataError, explain
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+MAX_PIXELS = 80_000_000
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # no format that runs another program
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_ORIENTATION = 274  # EXIF tag
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like a picture; .JPG counts, and so does ._x.jpg not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) px after EXIF rotation, from the header alone.
+
+    Raises:
+        DataError: no file, no image, or more than MAX_PIXELS.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def image_sizes(paths: Sequence[str | Path]) -> list[tuple[int, int] | DataError]:
+    """image_size of many files in a few threads; a file's DataError stands in its place."""
+
+    def one(path: str | Path) -> tuple[int, int] | DataError:
+        try:
+            return image_size(path)
+        except DataError as error:
+            return error
+
+    if len(paths) < 32:
+        return [one(path) for path in paths]
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(one, paths))
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """uint8 [H, W, 3] RGB, fully decoded, EXIF applied.
+
+    Grey and 16-bit images are spread to 8-bit RGB (high byte), CMYK is converted, transparency is laid on white.
+
+    Raises:
+        DataError: no file, no image, truncated, floating-point pixels, or more than MAX_PIXELS.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # a global that other libraries set; grey rows must never be data
+    with _open(path) as image:
+        orientation = _orientation(image)
+        try:
+            image.load()
+            pixels = _to_rgb(image)
+        except _BROKEN as error:
+            raise DataError(_broken(path, f"{type(error).__name__}: {error}")) from error
+        if orientation in _TURN:
+            pixels = pixels.transpose(_TURN[orientation])
+        return np.array(pixels, np.uint8)
+
+
+def _open(path: str | Path) -> Image.Image:
+    """The file with its header read and its size judged; the pixels are still on disk."""
+    try:
+        image = Image.open(path, formats=_FORMATS)
+    except _BOMB as error:
+        raise DataError(_too_large(path, str(error))) from error
+    except FileNotFoundError as error:
+        raise DataError(explain("an image file", "nothing", str(path), "restore the file or its annotation")) from error
+    except _BROKEN as error:
+        raise DataError(_broken(path, _looks_like(path))) from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
+        raise DataError(_too_large(path, size))
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8 as far as the header tells it; Pillow has turned TIFF files already."""
+    if image.format == "TIFF":
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # getexif would decode the whole file to look behind it
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1  # damaged EXIF turns nothing; the pixels are judged by their own decoder
+    return value if value in _TURN else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # I;16, I;16B, I
+        grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it as 8-bit")
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        top = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", top.size, "white"), top).convert("RGB")
+    return image.convert("RGB")
+
+
+def _looks_like(path: str | Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        return f"{type(error).__name__}: {error.strerror}"
+    if not head:
+        return "an empty file (0 bytes)"
+    return f"a file that starts with {head!r}"
+
+
+def _broken(path: str | Path, got: str) -> str:
+    return explain("a complete JPEG, PNG, WebP, BMP, TIFF, GIF or PPM image", got, str(path), "replace or remove the file")
+
+
+def _too_large(path: str | Path, got: str) -> str:
+    return explain(f"at most {MAX_PIXELS:,} pixels", got, str(path), "cut it into tiles or scale it down")

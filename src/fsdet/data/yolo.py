@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""YOLO text labels: `class cx cy w h` in shares of the image, one file per image in labels/ beside images/."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsdet.data.datayaml import read_mapping
+from fsdet.data.images import is_image
+from fsdet.data.report import Report
+from fsdet.data.root import Root
+from fsdet.data.table import Table
+from fsdet.errors import DataError, explain
+
+MAX_BYTES = 8 << 20  # of a label file
+ROUNDING = 1e-3  # how far above 1 a share may be by rounding
+
+
+def read(path: Path, root: Root, report: Report, names: Sequence[str] | None = None) -> Table:
+    """Objects of a folder of images (or of a txt that lists images), labels beside them or in labels/ for images/.
+
+    Class names: `names`, else the nearest data.yaml or classes.txt from the folder up to the root.
+
+    Raises:
+        DataError: no class names, or no images.
+    """
+    files = _listed(path, root, report) if path.is_file() else _found(path, root)
+    if not files:
+        raise DataError(explain("images", "none", root.show(path), "name the folder that holds the images"))
+    table = Table(list(names or _nearest_names(path, root)))
+    table.paths = files
+    table.sizes = [None] * len(files)
+    table.measure(root, report)
+    used = set()
+    for index, file in enumerate(files):
+        label = _label_file(file, root)
+        if label is None:
+            report.add("no label file", root.show(file))
+        elif table.sizes[index]:
+            used.add(label)
+            _labels(label, index, table, root, report)
+    for folder in {os.path.dirname(label) for label in used} if path.is_dir() else ():
+        for name, label in root.files(folder).items():
+            if name.endswith(".txt") and label not in used and name != "classes.txt":
+                report.add("label file without an image", root.show(label))
+    return table
+
+
+def _found(path: Path, root: Root) -> list[str]:
+    folder = path / "images" if (path / "images").is_dir() and (path / "labels").is_dir() else path
+    return [file for _, files in root.walk(folder) for name, file in files.items() if is_image(name)]
+
+
+def _listed(path: Path, root: Root, report: Report) -> list[str]:
+    """Ultralytics's train.txt: one image path a line, starting at the list's own folder."""
+    files = []
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{root.show(path)}:{number}"
+        file = root.find(path.parent, os.path.normpath(line.strip()), where)
+        if file:
+            files.append(file)
+        else:
+            report.add("missing image", where)
+    return files
+
+
+def _label_file(image: str, root: Root) -> str | None:
+    folder, name = os.path.split(image)
+    label = os.path.splitext(name)[0] + ".txt"
+    head, found, tail = f"{folder}/".rpartition("/images/")
+    beside = root.files(folder).get(label)
+    return (root.files(os.path.normpath(f"{head}/labels/{tail}")).get(label) if found else None) or beside
+
+
+def _nearest_names(path: Path, root: Root) -> list[str]:
+    folder = path if path.is_dir() else path.parent
+    while root.contains(folder):
+        files = root.files(folder)
+        for name in ("data.yaml", "data.yml", "dataset.yaml"):
+            names = read_mapping(Path(files[name])).get("names") if name in files else None
+            if isinstance(names, dict):
+                names = [names[key] for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else -1)]
+            if isinstance(names, list) and names:
+                return list(map(str, names))
+        for name in ("classes.txt", "obj.names"):
+            if name in files:
+                return Path(files[name]).read_text("utf-8-sig").split("\n")
+        folder = folder.parent
+    raise DataError(explain("class names for YOLO labels", "none in the data YAML, data.yaml or classes.txt",
+                            root.show(path), "add `names: [..]` in the order of the class numbers"))  # fmt: skip
+
+
+def _labels(label: str, index: int, table: Table, root: Root, report: Report) -> None:
+    where = root.show(label)
+    if os.path.getsize(label) > MAX_BYTES:
+        report.add("unreadable annotation file", f"{where} (larger than {MAX_BYTES >> 20} MiB)")
+        return
+    with open(label, "rb") as file:
+        text = file.read()
+    if text.startswith(b"\xef\xbb\xbf"):
+        report.add("byte order mark", where)
+        text = text[3:]
+    rows = [(number, line.split()) for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1)]
+    rows = [(number, columns) for number, columns in rows if columns]
+    if not rows:
+        report.add("empty label file", where)
+    height, width = table.sizes[index]
+    for number, columns in rows:
+        place = f"{where}:{number}"
+        parsed = _row(columns, len(table.names), place, report)
+        if parsed:
+            label_index, (x, y, w, h) = parsed
+            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+            table.add(box, index, label_index, False, place)
+
+
+def _row(columns: list[str], classes: int, place: str, report: Report) -> tuple[int, tuple[float, ...]] | None:
+    """(class, (cx, cy, w, h)) of one line; an odd number of seven or more columns is a polygon and becomes its box."""
+    polygon = len(columns) >= 7 and len(columns) % 2 == 1
+    if len(columns) != 5 and not polygon:
+        report.add("wrong number of columns", place, f"{len(columns)}")
+        return None
+    try:
+        number, *values = map(float, columns)
+    except ValueError:
+        report.add("not a number", place)
+        return None
+    kind = _fault(number, values, classes)
+    if kind:
+        report.add(kind, place)
+        return None
+    if "." in columns[0] or "e" in columns[0].lower():
+        report.add("class written as a decimal", place)
+    if polygon:
+        report.add("polygon", place, "read as its box")
+        xs, ys = values[::2], values[1::2]
+        low, high = (min(xs), min(ys)), (max(xs), max(ys))
+        values = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]]
+    return int(number), tuple(values)
+
+
+def _fault(number: float, values: list[float], classes: int) -> str | None:
+    if not all(map(math.isfinite, (number, *values))):
+        return "not finite"
+    if number != int(number):
+        return "class is no whole number"
+    if not 0 <= number < classes:
+        return "unknown class"
+    if min(values) < 0:
+        return "negative value"
+    return "value above 1" if max(values) > 1 + ROUNDING else None
