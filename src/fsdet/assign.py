@@ -81,7 +81,7 @@ def _assign(boxes, score_of, points, strides, gt_boxes, valid, reg_max, topk, po
     overlap = (1 - ciou_loss(boxes.flatten(0, 1)[place], truth[gt])).clamp(min=0)
     score = score_of(image_of[gt], box_of[gt], anchor).float()
     metric = score.pow(powers[0]) * overlap.pow(powers[1])
-    won = _settle(_best(metric, gt, len(truth), topk), gt, place, overlap, inside.numel())
+    won = _settle(_best(metric, gt, len(truth), topk), gt, place, metric, overlap, inside.numel())
 
     gt, place, metric, overlap = gt[won], place[won], metric[won], overlap[won]
     peak = metric.new_zeros(2, len(truth))
@@ -123,11 +123,13 @@ def _best(metric: Tensor, gt: Tensor, boxes: int, topk: int) -> Tensor:
     return chosen
 
 
-def _settle(chosen: Tensor, gt: Tensor, place: Tensor, overlap: Tensor, places: int) -> Tensor:
-    """[Q] bool: the pair that keeps each chosen anchor: if several boxes want it, the one it overlaps most."""
-    wanted = torch.zeros(places, dtype=torch.long, device=gt.device).scatter_add_(0, place, chosen.long())
-    best = overlap.new_zeros(places).scatter_reduce_(0, place, overlap, "amax")
-    contender = (wanted[place] > 1) & ~(overlap < best[place]) & (chosen | (best[place] > 0))
-    able = contender | (chosen & (wanted[place] == 1))
-    owner = torch.full_like(wanted, len(gt)).scatter_reduce_(0, place[able], gt[able], "amin")
+def _settle(chosen: Tensor, gt: Tensor, place: Tensor, metric: Tensor, overlap: Tensor, places: int) -> Tensor:
+    """[Q] bool: the pair that keeps each chosen anchor. Wanted by several boxes, it goes to the one it overlaps most;
+    boxes that want it with a metric of 0, for lack of better, take what nobody else wants.
+    """
+    firm = chosen & (metric > 0)
+    wanted = torch.zeros(places, dtype=torch.long, device=gt.device).scatter_add_(0, place, firm.long())[place]
+    best = overlap.new_zeros(places).scatter_reduce_(0, place, overlap, "amax")[place]
+    able = torch.where(wanted > 1, overlap == best, torch.where(wanted == 1, firm, chosen))
+    owner = torch.full((places,), len(gt), device=gt.device).scatter_reduce_(0, place[able], gt[able], "amin")
     return able & (owner[place] == gt)

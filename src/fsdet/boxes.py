@@ -79,10 +79,10 @@ def decode(box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Boxes from bin scores: each side lies at the expectation of its bins, in strides from the anchor point.
 
     Args:
-        box_logits: [B, A, 4, R], any float dtype; sides left, top, right, bottom.
+        box_logits: [..., A, 4, R], any float dtype; sides left, top, right, bottom.
         points, strides: [A, 2] px, [A] px.
     Returns:
-        [B, A, 4] float32 xyxy px. Corners never swap. Under half-precision autocast the same expectation
+        [..., A, 4] float32 xyxy px. Corners never swap. Under half-precision autocast the same expectation
         is off by px, so it runs outside autocast.
     """
     with torch.autocast(box_logits.device.type, enabled=False):

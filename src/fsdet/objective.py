@@ -5,7 +5,7 @@ No other place reduces, weighs or masks a loss. A term with weight 0 is not eval
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsdet.assign import Assignment, assign
-from fsdet.boxes import encode, iou_pairs
+from fsdet.boxes import decode, encode, iou_pairs
 from fsdet.errors import ConfigError, ShapeError, did_you_mean
 from fsdet.losses.bce import bce_at
 from fsdet.losses.ciou import ciou_loss
@@ -121,7 +121,7 @@ class MultiLoss(nn.Module):
         targets: Targets,
         class_ids: Tensor,
         *,
-        contrast: Tensor | None = None,
+        contrast: Callable[[Tensor], Tensor] | None = None,
         probe_at: tuple[Tensor, ...] = (),
         image_ids: tuple[str, ...] = (),
     ) -> LossReport:
@@ -129,7 +129,7 @@ class MultiLoss(nn.Module):
 
         Args:
             output: what the detector said. targets: the truth. class_ids: [N] data-set classes of the ways.
-            contrast: [B, A, Dp] projected embeddings for CPE; None takes output.embeddings.
+            contrast: [n, D] -> [n, Dp], the projection that CPE compares behind; None compares the embeddings.
         Returns:
             LossReport; every loss is float32, finite and connected also when there is no box, no way, no proxy.
         """
@@ -144,7 +144,7 @@ class MultiLoss(nn.Module):
         raw = {name: term.value for name, term in terms.items()}
         weighted = {name: self.weights[name] * value for name, value in raw.items()}
         return LossReport(
-            total=sum(weighted.values(), start=output.boxes[:, :0].sum()),
+            total=torch.stack(tuple(weighted.values())).sum() if weighted else output.box_logits[:, :0].sum(),
             raw=raw,
             weighted=weighted,
             rows={name: term.count for name, term in terms.items()},
@@ -196,16 +196,18 @@ class MultiLoss(nn.Module):
     def _dense(self, output: DualOutput, branches: list[Branch], pos: Positives, normaliser: Tensor) -> dict[str, Term]:
         """bbox, cls, dfl: weighted sums over the batch's normaliser, as YOLOv8 has them."""
         terms = {}
+        points, strides = output.points[pos.anchor], output.strides[pos.anchor]
+        bins = output.box_logits[pos.image, pos.anchor]
         if "bbox" in self.weights:
-            rows = self._box_rows(output.boxes[pos.image, pos.anchor], pos.target)
+            # decoded again from the bins: the backward of output.boxes would visit every anchor for these few
+            rows = self._box_rows(decode(bins, points, strides), pos.target)
             terms["bbox"] = Term((rows * pos.weight).sum() / normaliser, len(rows), rows.detach(), pos.image)
         if "cls" in self.weights:
             images = sum(_cls_rows(branch, pos).sum(1) for branch in branches)
             where = torch.arange(len(images), device=images.device)
             terms["cls"] = Term(images.sum() / normaliser, output.boxes[..., 0].numel(), images.detach(), where)
         if "dfl" in self.weights:
-            distance = encode(output.points[pos.anchor], output.strides[pos.anchor], pos.target)
-            rows = dfl_loss(output.box_logits[pos.image, pos.anchor], distance)
+            rows = dfl_loss(bins, encode(points, strides, pos.target))
             terms["dfl"] = Term((rows * pos.weight).sum() / normaliser, len(rows), rows.detach(), pos.image)
         return terms
 
@@ -228,7 +230,7 @@ class MultiLoss(nn.Module):
         iou = iou_pairs(output.boxes[image, anchor].detach(), pos.target[keep])
         return Pairs(image, anchor, label[keep], iou, back_image, back_anchor)
 
-    def _pairwise(self, output: DualOutput, contrast: Tensor | None, pairs: Pairs) -> dict[str, Term]:
+    def _pairwise(self, output: DualOutput, contrast: Callable | None, pairs: Pairs) -> dict[str, Term]:
         """supcon, cpe, triplet: means over their rows."""
         z = output.embeddings[pairs.image, pairs.anchor]
         back = output.embeddings[pairs.back_image, pairs.back_anchor]
@@ -239,7 +241,7 @@ class MultiLoss(nn.Module):
         if "cpe" in self.weights:
             p, b = z, back
             if contrast is not None:
-                p, b = contrast[pairs.image, pairs.anchor], contrast[pairs.back_image, pairs.back_anchor]
+                p, b = contrast(torch.cat((z, back))).split((len(z), len(back)))
             rows = cpe_loss(p, pairs.iou, pairs.label, b, self.cpe_tau, self.cpe_iou, self.cpe_weighting)
             terms["cpe"] = _mean(rows, pairs.image[cpe_rows(pairs.label, pairs.iou, self.cpe_iou)])
         if "triplet" in self.weights:
