@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Checkpoints: snapshot in memory, written by a thread, atomic, checksummed, plain.
+
+Each file is written as tmp, fsync, rename, fsync of the folder. The manifest names every file's sha256; before a file
+is replaced the manifest lists its old and its new hash, so that a kill at any moment leaves a folder that verifies.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsdet.errors import CheckpointError, RunFailed, explain
+
+log = logging.getLogger("fsdet")
+FORMAT = 1
+REQUIRED = ("model", "ema", "optimizer", "step")
+MANIFEST = "manifest.json"
+
+
+def snapshot(state: Any) -> Any:
+    """A deep copy of plain values and tensors, the tensors detached, on the CPU and compact."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True).contiguous()
+    if isinstance(state, Mapping):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(snapshot(value) for value in state)
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state
+    raise TypeError(f"a checkpoint holds plain values and tensors, got {type(state).__name__}")
+
+
+def first_non_finite(state: Any, path: str = "") -> str | None:
+    """Address of the first tensor with a NaN or inf in it, or None."""
+    if isinstance(state, Tensor):
+        return path if state.is_floating_point() and not state.isfinite().all() else None
+    items = (
+        state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    )
+    return next((found for k, v in items if (found := first_non_finite(v, f"{path}.{k}" if path else str(k)))), None)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint, verifying its sha256 when a manifest lies beside it.
+
+    Raises:
+        CheckpointError: missing, damaged, of another format, with non-finite tensors, or holding code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            explain(
+                "a checkpoint file",
+                "nothing there" if not path.exists() else "a folder",
+                str(path),
+                "check the path; a run folder holds best.pt and last.pt",
+            )
+        )
+    data = path.read_bytes()
+    _verify(path, data)
+    try:
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0][:160]
+        raise CheckpointError(
+            explain(
+                "plain values and tensors",
+                f"something else, which was not run ({first})",
+                str(path),
+                "use a checkpoint that fsdet wrote",
+            )
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"{len(data)} bytes that cannot be read") from error
+    _check_content(path, state)
+    return state
+
+
+def _check_content(path: Path, state: Any) -> None:
+    missing = [key for key in REQUIRED if not isinstance(state, Mapping) or key not in state]
+    if missing:
+        raise CheckpointError(
+            explain(
+                f"a dict with {', '.join(REQUIRED)}",
+                f"one without {', '.join(missing)}",
+                str(path),
+                "use a checkpoint that fsdet wrote",
+            )
+        )
+    if state.get("format", FORMAT) > FORMAT:
+        raise CheckpointError(
+            explain(
+                f"checkpoint format <= {FORMAT}",
+                f"format {state['format']}",
+                str(path),
+                "read it with the newer fsdet that wrote it",
+            )
+        )
+    if where := first_non_finite({k: state[k] for k in REQUIRED}):
+        raise CheckpointError(
+            explain("finite tensors", f"NaN or inf in {where}", str(path), "use an earlier checkpoint of the run")
+        )
+
+
+def _damaged(path: Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        explain(
+            "an intact checkpoint",
+            got,
+            str(path),
+            "the file is damaged: use another checkpoint of the run, or its copy",
+        )
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder; empty when there is none or it is unreadable."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _verify(path: Path, data: bytes) -> None:
+    entry = read_manifest(path.parent).get("files", {}).get(path.name)
+    if not entry:
+        return
+    digest = hashlib.sha256(data).hexdigest()
+    if digest not in (entry.get("sha256"), entry.get("replaces")):
+        raise _damaged(path, f"{len(data)} bytes whose sha256 is not the manifest's")
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Files a run can be resumed from, newest first."""
+    ring = sorted(folder.glob("step_*.pt"), key=lambda p: p.name, reverse=True)
+    return [p for p in (folder / "last.pt", *ring, folder / "best.pt") if p.exists()]
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest intact checkpoint of a run folder; damaged ones are named in the log and passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    problems = []
+    for path in candidates(folder):
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            problems.append(path.name)
+    got = f"only damaged ones ({', '.join(problems)})" if problems else "none"
+    raise CheckpointError(explain("an intact checkpoint", got, str(folder), "start the run afresh in another folder"))
+
+
+def check_fits(
+    path: Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
+) -> None:
+    """Refuse to resume into another architecture, optimizer or precision.
+
+    Raises:
+        CheckpointError: with the first differences by name.
+    """
+    own, theirs = model.state_dict(), state["model"]
+    odd = [k for k in (*own, *theirs) if k not in own or k not in theirs or own[k].shape != theirs[k].shape]
+    if odd:
+        names = ", ".join(dict.fromkeys(odd[:4]))
+        raise CheckpointError(
+            explain(
+                "the architecture of this config",
+                f"{len(odd)} tensors that differ ({names})",
+                str(path),
+                "resume with the run's own config, or use stage.init_from",
+            )
+        )
+    sizes = [
+        [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["optimizer"]["param_groups"])
+    ]
+    if sizes[0] != sizes[1] or state.get("precision", precision) != precision:
+        got = f"groups of {sizes[1]} parameters in {state.get('precision')}"
+        raise CheckpointError(
+            explain(
+                f"an optimizer with groups of {sizes[0]} parameters in {precision}",
+                got,
+                str(path),
+                "resume with the run's own config",
+            )
+        )
+
+
+def init_from(model: nn.Module, path: str | Path) -> str:
+    """Copy weights (the EMA's when there are any) into `model` by name and shape; everything else starts anew.
+
+    Returns:
+        a report: how many tensors fitted, which stayed at their initial values, which had another shape.
+    Raises:
+        CheckpointError: nothing fitted, or `load` refused the file.
+    """
+    source = load(path)
+    weights = source["ema"] or source["model"]
+    own = model.state_dict()
+    fitted = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    mismatched = [
+        f"{k} {list(v.shape)} -> {list(own[k].shape)}"
+        for k, v in weights.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    missing = [k for k in own if k not in weights]
+    unused = [k for k in weights if k not in own]
+    if not fitted:
+        raise CheckpointError(
+            explain(
+                f"tensors named like {next(iter(own), '-')!r}",
+                f"{len(weights)} tensors of which none fits",
+                str(path),
+                "initialise from a checkpoint of the same architecture",
+            )
+        )
+    model.load_state_dict(fitted, strict=False)
+    lines = [f"initialised from {path}: {len(fitted)} of {len(own)} tensors fitted"]
+    for title, names in (("not in the checkpoint", missing), ("of another shape", mismatched), ("unused", unused)):
+        if names:
+            more = f", ... {len(names) - 6} more" if len(names) > 6 else ""
+            lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{more}")
+    return "\n".join(lines)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a crash leaves the old or the new content, never a part."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(tmp, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except OSError:
+        tmp.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Writer:
+    """Saves states of one run folder: a ring of `keep` step files, last.pt, best.pt, the manifest.
+
+    `save` returns when the snapshot is taken. A failed background save is one warning and the next one retries;
+    with `wait=True` it raises RunFailed.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+        self.failures = 0
+        self._thread: threading.Thread | None = None
+        self._error: str | None = None
+
+    def save(self, state: Mapping[str, Any], *, best: bool = False, wait: bool = False) -> None:
+        """Snapshot `state` now and write it; `best` also replaces best.pt."""
+        taken = snapshot(state)
+        self.join()
+        self._thread = threading.Thread(target=self._write, args=(taken, best), name="checkpoint", daemon=False)
+        self._thread.start()
+        if wait:
+            self.join()
+            if self._error:
+                raise RunFailed(f"the checkpoint could not be saved: {self._error}")
+
+    def join(self) -> None:
+        """Wait for the save under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, state: dict[str, Any], best: bool) -> None:
+        try:
+            self._write_files(state, best)
+        except (OSError, RuntimeError) as error:  # disk full surfaces as either
+            self._error, self.failures = str(error), self.failures + 1
+            log.warning("checkpoint of step %s not saved (%s); the files before it are intact", state["step"], error)
+        else:
+            self._error = None
+
+    def _write_files(self, state: dict[str, Any], best: bool) -> None:
+        if where := first_non_finite({k: state[k] for k in REQUIRED}):
+            raise RuntimeError(f"NaN or inf in {where}; such a state is never written")
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
+        files = dict(read_manifest(self.folder).get("files", {}))
+        entry = {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "step": state["step"],
+            "batch": state.get("batch", 0),
+        }
+        names = [f"step_{state['step']:08d}.pt", "last.pt", *(["best.pt"] if best else [])]
+        self._write_manifest(files | {n: entry | _replaces(files.get(n)) for n in names}, state)
+        for name in names:
+            write_durably(self.folder / name, data)
+        files |= dict.fromkeys(names, entry)
+        old = self._ring(files)
+        self._write_manifest({n: e for n, e in files.items() if n not in old}, state)
+        for name in old:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _ring(self, files: Mapping[str, Any]) -> Sequence[str]:
+        """Step files beyond the newest `keep`."""
+        return sorted(n for n in files if n.startswith("step_"))[: -self.keep]
+
+    def _write_manifest(self, files: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        content = {"format": FORMAT, "finished": bool(state.get("finished", False)), "files": files}
+        write_durably(self.folder / MANIFEST, json.dumps(content, indent=1).encode())
+
+
+def _replaces(entry: Mapping[str, Any] | None) -> dict[str, str]:
+    return {"replaces": entry["sha256"]} if entry else {}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` reached its end."""
+    return bool(read_manifest(folder).get("finished", False))
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of torch's generators; batches need none, they are pure functions of their index."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda:{i}": s for i, s in enumerate(cuda)}}
+
+
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available():
+        for name, value in state.items():
+            if name.startswith("cuda:") and int(name[5:]) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(value.cpu(), name)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Batches in order of their index, from loader workers, the same whatever their number.
+
+`task.batch(i)` is a pure function of i, so the position in the data is one integer and a resume starts there.
+"""
+
+import itertools
+import logging
+import signal
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fsdet.errors import RunFailed
+from fsdet.types import Task
+
+log = logging.getLogger("fsdet")
+RESTARTS = 3  # of a dead worker pool at one position
+HUNG_SECONDS = 600.0
+MISTAKES = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError)
+
+
+class Failed:
+    """What stands for a batch that could not be made; the step rejects it as bad_input."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        self.index, self.reason, self.image_ids = index, reason, (f"batch {index}",)
+
+    def finite(self) -> bool:
+        return False
+
+    def to(self, device: torch.device) -> "Failed":
+        return self
+
+
+class _Batches(Dataset):
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.task.batch(index)
+        except MISTAKES as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            return Failed(index, f"{type(error).__name__}: {error} ({frame.name}, line {frame.lineno})")
+
+
+class _Positions(Sampler):
+    def __init__(self, start: int, stop: int | None) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(itertools.count(self.start) if self.stop is None else range(self.start, self.stop))
+
+
+class Feed:
+    """Iterate batches `start`, start + 1, ... up to `stop` (None: without end); `close` ends the workers.
+
+    workers: loader processes of one thread each; 0 makes batches in this process. A pool that dies or hangs is started
+    again at the same position, at most RESTARTS times in a row.
+    """
+
+    def __init__(self, task: Task, start: int, stop: int | None, workers: int, pin: bool = False) -> None:
+        self.task, self.next, self.stop, self.workers, self.pin = task, start, stop, workers, pin
+        self._rows: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        failures = 0
+        while self.stop is None or self.next < self.stop:
+            try:
+                batch = next(self._open())
+            except RuntimeError as error:  # torch's words for a worker that was killed or hangs
+                failures += 1
+                self.close()
+                if failures > RESTARTS:
+                    raise RunFailed(
+                        f"loader workers died {failures} times in a row at batch {self.next}; "
+                        f"last: {error}. Next: try data.workers=0 to see the reason"
+                    ) from error
+                log.warning("loader workers died at batch %d (%s); starting them again there", self.next, error)
+                continue
+            failures = 0
+            self.next += 1
+            yield batch
+
+    def _open(self) -> Iterator[Any]:
+        if self._rows is None:
+            extra = {"prefetch_factor": 2, "timeout": HUNG_SECONDS} if self.workers else {}
+            loader = DataLoader(
+                _Batches(self.task),
+                batch_size=None,
+                sampler=_Positions(self.next, self.stop),
+                num_workers=self.workers,
+                pin_memory=self.pin,
+                worker_init_fn=_quiet_worker,
+                generator=torch.Generator(),
+                **extra,
+            )
+            self._rows = iter(loader)
+        return self._rows
+
+    def close(self) -> None:
+        """Drop the loader; its workers end."""
+        self._rows = None
+
+
+def _quiet_worker(worker: int) -> None:
+    """One thread, and no share in the parent's signal handling: Ctrl-C reaches the whole process group."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

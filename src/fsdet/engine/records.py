@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The text files of a run folder: metrics.jsonl, timings.jsonl, results.csv, training_debug.log, environment.json.
+
+metrics.jsonl holds deterministic fields only, so two equal runs have equal files; times are in timings.jsonl.
+"""
+
+import csv
+import io
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from fsdet.engine.checkpoint import write_durably
+from fsdet.engine.guard import jsonable
+from fsdet.types import StepReport
+
+log = logging.getLogger("fsdet")
+PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "faster-coco-eval", "wandb")
+
+
+class Records:
+    """Appends to the files of `folder`; a file that cannot be written is one warning and no more.
+
+    resume_batch: position a resumed run restarts from; rows of later batches are cut off. None starts afresh.
+    """
+
+    def __init__(self, folder: Path, debug: bool = False, resume_batch: int | None = None) -> None:
+        self.folder, self.debug = folder, debug
+        self._files: dict[str, TextIO | None] = {}
+        self._handler: logging.Handler | None = None
+        self._level = log.level
+        self._epochs: list[dict[str, Any]] = []
+        if resume_batch is None:
+            for name in ("metrics.jsonl", "timings.jsonl", "results.csv", "training_debug.log"):
+                (folder / name).unlink(missing_ok=True)
+        else:
+            for name in ("metrics.jsonl", "timings.jsonl"):
+                cut_rows(folder / name, resume_batch)
+            self._epochs = [row for row in read_csv(folder / "results.csv") if float(row["batch"]) <= resume_batch]
+
+    def open(self) -> None:
+        for name in ("metrics.jsonl", "timings.jsonl", "training_debug.log"):
+            try:
+                self._files[name] = open(self.folder / name, "a", encoding="utf-8", buffering=1)
+            except OSError as error:
+                self._files[name] = None
+                log.warning("%s cannot be written (%s)", name, error)
+        self._handler = _ToFile(self)
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._level = log.level
+        if log.getEffectiveLevel() > logging.INFO:
+            log.setLevel(logging.INFO)
+        log.addHandler(self._handler)
+
+    def close(self) -> None:
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            log.setLevel(self._level)
+        for name, file in self._files.items():
+            if file is not None:
+                self._try(name, file.close)
+        self._files = {}
+
+    def write(self, name: str, text: str) -> None:
+        """Append a line to one of the open files."""
+        file = self._files.get(name)
+        if file is not None:
+            self._try(name, file.write, text + "\n")
+
+    def _try(self, name: str, call: Any, *args: Any) -> None:
+        try:
+            call(*args)
+        except (OSError, ValueError) as error:
+            self._files[name] = None
+            if self._handler is not None and name == "training_debug.log":
+                log.removeHandler(self._handler)
+            log.warning("%s stopped being written (%s); training goes on", name, error)
+
+    def row(self, kind: str, step: int, epoch: float, batch: int, **values: Any) -> None:
+        """One JSON line; non-finite numbers become null."""
+        content = {"kind": kind, "step": step, "epoch": epoch, "batch": batch, **values}
+        self.write("metrics.jsonl", json.dumps(jsonable(content), allow_nan=False))
+
+    def timing(self, step: int, batch: int, seconds: Mapping[str, float]) -> None:
+        self.write("timings.jsonl", json.dumps({"step": step, "batch": batch, **seconds}))
+
+    def step(self, report: StepReport, epoch: int, batch: int, clip_norm: float) -> None:
+        """A step into metrics.jsonl and, in the words its readers grep for, into training_debug.log."""
+        fields = {
+            "outcome": report.outcome,
+            "total": report.total,
+            "raw": report.raw,
+            "weighted": report.weighted,
+            "grad_l2_preclip": report.grad_l2_preclip,
+            "grad_l2_postclip": report.grad_l2_postclip,
+            "clip_ratio": report.clip_ratio,
+            "loss_scale": report.loss_scale,
+            "lr": report.lr,
+        }
+        if not report.committed:
+            fields |= {"culprit": report.culprit, "image_ids": list(report.image_ids)}
+        self.row("step", report.step, epoch, batch, **fields)
+        lines = committed_lines(report, clip_norm, self.debug) if report.committed else rejected_lines(report)
+        for level, line in lines:
+            if level:
+                log.log(level, "step %d epoch %d %s", report.step, epoch, line)
+            else:
+                self.write("training_debug.log", f"step {report.step} epoch {epoch} {line}")
+
+    def epoch(self, values: Mapping[str, Any]) -> None:
+        """Rewrite results.csv with one more row, so that late columns (validation) fit too."""
+        self._epochs.append(dict(values))
+        columns = list(dict.fromkeys(key for row in self._epochs for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._epochs)
+        try:
+            write_durably(self.folder / "results.csv", text.getvalue().encode())
+        except OSError as error:
+            log.warning("results.csv not written: %s", error)
+
+
+class _ToFile(logging.Handler):
+    """Log records of the package into training_debug.log."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(logging.INFO)
+        self.records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.write("training_debug.log", self.format(record))
+
+
+def committed_lines(report: StepReport, clip_norm: float, debug: bool) -> list[tuple[int, str]]:
+    """[(log level or 0 for the file only, line)] of a committed step."""
+    lines = [
+        (0, f"{name}_loss: {value:.6f} (weighted {report.weighted.get(name, 0.0):.6f})")
+        for name, value in report.raw.items()
+    ]
+    threshold = f"threshold {clip_norm:g}" if clip_norm else "no clipping"
+    lines += [
+        (logging.INFO, f"Total Loss: {report.total:.6f}"),
+        (logging.INFO, f"Total Grad Norm: {report.grad_l2_preclip:.6f} (L2, unscaled, before clipping)"),
+        (0, f"Norm after clip: {report.grad_l2_postclip:.6f} ({threshold})"),
+        (0, "LR: " + ", ".join(f"{group} {lr:.3e}" for group, lr in report.lr.items())),
+    ]
+    if debug:
+        parts = ", ".join(f"{n} {v:.4f} -> {report.weighted.get(n, 0.0):.4f}" for n, v in report.raw.items())
+        lines.append((0, f"Loss Components: (raw -> weighted) {parts}"))
+    return lines
+
+
+def rejected_lines(report: StepReport) -> list[tuple[int, str]]:
+    """The words of a rejected step; calibration of the loss scale is none of an error's."""
+    if report.outcome == "amp_backoff":
+        return [(0, f"AMP backoff: overflow at loss scale {report.loss_scale:g}, halved ({report.culprit})")]
+    what = f"NaN/Inf gradient in {report.culprit}" if report.outcome == "bad_grad" else f"{report.culprit}"
+    ids = ", ".join(report.image_ids[:8]) or "unknown"
+    return [
+        (logging.WARNING, f"{report.outcome}: {what}; images: {ids}"),
+        (logging.WARNING, f"Skipping optimizer step ({report.outcome})"),
+    ]
+
+
+def gradient_block(total: float, largest: Sequence[tuple[str, float]]) -> str:
+    """`Gradient Norms:` of the debug log: the total, then the largest parameters by name."""
+    rows = "".join(f"\n    {name}: {norm:.6f}" for name, norm in largest)
+    return f"Gradient Norms:\n  total: {total:.6f}{rows}"
+
+
+def cut_rows(path: Path, batch: int) -> None:
+    """Keep the rows of batches up to `batch`; a half-written last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("batch", 0) <= batch:
+            kept.append(line)
+    write_durably(path, "".join(line + "\n" for line in kept).encode())
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Rows of results.csv as text; empty when there is none."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions, device, threads and git commit of this run."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": str(device),
+        "gpu": gpu,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Key by key mean of rows with the same keys."""
+    return {key: math.fsum(row[key] for row in rows) / len(rows) for key in rows[0]} if rows else {}

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a run remembers of itself: JSONL, results.csv and training_debug.log always; W&B and TensorBoard when asked.
+
+The only import of wandb. No sink raises into training: a sink that fails warns once and goes silent.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsdet.config import Log, Wandb
+from fsdet.engine.guard import Flag
+from fsdet.engine.probe import ProbeRow
+from fsdet.engine.records import Records
+from fsdet.types import StepReport
+
+log = logging.getLogger("fsdet")
+ALERT_SECONDS = 300
+INIT_SECONDS = 15.0
+AXIS = "train_step/global_step"
+
+
+class RunLog:
+    """One call an event; every sink hears of it. Use as a context manager.
+
+    folder: run folder, which exists. batch: position a resumed run restarts from; later rows are cut off.
+    """
+
+    def __init__(
+        self, folder: Path, options: Log, resolved: Mapping[str, Any], resume_batch: int | None = None
+    ) -> None:
+        self.options, self.folder = options, folder
+        self.records = Records(folder, options.debug, resume_batch)
+        self.sinks: list[WandbSink | TensorboardSink] = []
+        if options.wandb.mode != "disabled":
+            self.sinks.append(WandbSink(options.wandb, folder, resolved, resume_batch is not None))
+        if options.tensorboard:
+            self.sinks.append(TensorboardSink(folder))
+
+    def __enter__(self) -> "RunLog":
+        self.records.open()
+        return self
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        for sink in self.sinks:
+            sink.close(failed=kind is not None)
+        self.records.close()
+
+    def step(self, report: StepReport, epoch: int, batch: int, clip_norm: float, totals: Mapping[str, int]) -> None:
+        """A committed step that is due, or any rejected one."""
+        self.records.step(report, epoch, batch, clip_norm)
+        self._send(step_values(report, epoch, totals), report.step)
+
+    def timing(self, step: int, batch: int, seconds: Mapping[str, float]) -> None:
+        self.records.timing(step, batch, seconds)
+
+    def flag(self, flag: Flag, step: int, epoch: int, batch: int) -> None:
+        """A red flag: a warning here, an alert there."""
+        log.warning("step %d: %s", step, flag.message)
+        self.records.row("flag", step, epoch, batch, flag=flag.name, message=flag.message)
+        for sink in self.sinks:
+            sink.alert(flag.name, flag.message)
+
+    def probe(self, rows: Sequence[ProbeRow], text: str, step: int, epoch: int, batch: int) -> None:
+        """The per-loss probe's table and values."""
+        log.info("Per-loss probe at step %d\n%s", step, text)
+        for row in rows:
+            self.records.row("probe", step, epoch, batch, **vars(row))
+        values = {f"probe/{r.name}/{key}": getattr(r, key) for r in rows for key in ("norm", "cosine")}
+        self._send({AXIS: step, **values}, step)
+
+    def evaluation(self, metrics: Mapping[str, float], step: int, epoch: float, batch: int) -> None:
+        """Values of `task.evaluate`, whose names are W&B keys; the axis is the epoch."""
+        self.records.row("val", step, epoch, batch, **metrics)
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, (int, float)))
+        log.info("Evaluation at epoch %.4g: %s", epoch, shown)
+        self._send({**metrics, "epoch": epoch, AXIS: step}, step)
+
+    def epoch(self, values: Mapping[str, Any], step: int, epoch: int, batch: int, summary: str) -> None:
+        """One line per epoch in results.csv and on the console."""
+        self.records.epoch({"epoch": epoch, "step": step, "batch": batch, **values})
+        log.info("%s", summary)
+        self._send({"epoch": epoch, AXIS: step, **{f"epoch/{k}": v for k, v in values.items()}}, step)
+
+    def pictures(self, paths: Sequence[Path], step: int) -> None:
+        for sink in self.sinks:
+            sink.pictures(paths, step)
+
+    def _send(self, values: Mapping[str, Any], step: int) -> None:
+        finite = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        for sink in self.sinks:
+            sink.log(finite, step)
+
+
+def step_values(report: StepReport, epoch: int, totals: Mapping[str, int]) -> dict[str, float]:
+    """The W&B keys of one step."""
+    values = {
+        AXIS: report.step,
+        "epoch": epoch,
+        "train_step/total_loss": report.total,
+        "train_step/grad_norm": report.grad_l2_preclip,
+        "train_step/grad_l2_preclip": report.grad_l2_preclip,
+        "train_step/grad_l2_postclip": report.grad_l2_postclip,
+        "train_step/clip_ratio": report.clip_ratio,
+        "train_step/loss_scale": report.loss_scale,
+    }
+    values |= {f"train_step/{name}_loss": value for name, value in report.raw.items()}
+    values |= {f"train_step/weighted/{name}": value for name, value in report.weighted.items()}
+    values |= {f"train_step/lr/{group}": value for group, value in report.lr.items()}
+    return values | {f"health/{outcome}_total": count for outcome, count in totals.items()}
+
+
+class WandbSink:
+    """W&B, online when it can be reached in bounded time, else offline, else not at all."""
+
+    def __init__(self, options: Wandb, folder: Path, resolved: Mapping[str, Any], resumed: bool) -> None:
+        self.folder, self.run, self._failed = folder, None, False
+        try:
+            import wandb
+            from wandb.errors import Error
+        except ImportError:
+            log.warning("wandb is not installed; metrics.jsonl has everything. Next: pip install wandb")
+            return
+        self._wandb = wandb
+        self._mistakes = (Error, OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError)
+        self.run = self._start(options, resolved, resumed)
+        if self.run is not None:
+            self._guarded(self._axes)
+
+    def _start(self, options: Wandb, resolved: Mapping[str, Any], resumed: bool) -> Any:
+        modes = {
+            "auto": ["online", "offline"] if self._has_key() else ["offline"],
+            "online": ["online", "offline"],
+            "offline": ["offline"],
+        }[options.mode]
+        for mode in modes:
+            try:
+                return self._init(mode, options, resolved, resumed)
+            except self._mistakes as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                log.warning(
+                    "W&B cannot start %s (%s)%s",
+                    mode,
+                    first[:200],
+                    "; logging offline instead" if mode != modes[-1] else "; going on without it",
+                )
+        return None
+
+    def _init(self, mode: str, options: Wandb, resolved: Mapping[str, Any], resumed: bool) -> Any:
+        known = self.folder / "wandb_id"
+        previous = known.read_text().strip() if resumed and known.exists() else None
+        run_id = previous if previous and mode == "online" else self._wandb.util.generate_id()
+        settings = (
+            self._wandb.Settings(
+                init_timeout=INIT_SECONDS,
+                login_timeout=INIT_SECONDS,
+                console="off",
+                finish_timeout=INIT_SECONDS,
+                finish_timeout_raises=False,
+            )
+            if hasattr(self._wandb.Settings(), "finish_timeout")
+            else self._wandb.Settings(init_timeout=INIT_SECONDS, console="off")
+        )
+        config = {**resolved, **({"resumed_from": previous} if previous else {})}
+        run = self._wandb.init(
+            mode=mode,
+            project=options.project,
+            entity=options.entity,
+            dir=str(self.folder),
+            name=options.name or self.folder.name,
+            tags=options.tags,
+            id=run_id,
+            config=config,
+            group=self.folder.name,
+            resume="allow" if mode == "online" else None,
+            settings=settings,
+        )
+        known.write_text(run_id)
+        return run
+
+    def _has_key(self) -> bool:
+        if os.environ.get("WANDB_API_KEY"):
+            return True
+        try:
+            return bool(self._wandb.Api().api_key) if self._netrc() else False
+        except self._mistakes:
+            return False
+
+    @staticmethod
+    def _netrc() -> bool:
+        return Path(os.environ.get("NETRC", Path.home() / ".netrc")).exists()
+
+    def _axes(self) -> None:
+        self.run.define_metric(AXIS)
+        self.run.define_metric("epoch")
+        for pattern in ("train_step/*", "health/*", "probe/*"):
+            self.run.define_metric(pattern, step_metric=AXIS)
+        for pattern in ("val/*", "epoch/*"):
+            self.run.define_metric(pattern, step_metric="epoch")
+
+    def _guarded(self, call: Any, *args: Any, **kwargs: Any) -> None:
+        if self.run is None or self._failed:
+            return
+        try:
+            call(*args, **kwargs)
+        except self._mistakes as error:
+            self._failed = True
+            log.warning("W&B stopped working (%s); metrics.jsonl goes on", error)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if self.run is not None:
+            self._guarded(self.run.log, dict(values))
+
+    def alert(self, title: str, text: str) -> None:
+        if self.run is not None:
+            self._guarded(self.run.alert, title=title, text=text, wait_duration=ALERT_SECONDS)
+
+    def pictures(self, paths: Sequence[Path], step: int) -> None:
+        if self.run is not None and paths:
+            self._guarded(self._send_pictures, paths, step)
+
+    def _send_pictures(self, paths: Sequence[Path], step: int) -> None:
+        images = [self._wandb.Image(str(path), caption=path.stem) for path in paths]
+        self.run.log({"media/episodes": images, AXIS: step})
+
+    def close(self, failed: bool) -> None:
+        if self.run is not None:
+            self._failed = False
+            self._guarded(self.run.finish, exit_code=int(failed), quiet=True)
+
+
+class TensorboardSink:
+    """TensorBoard event files in the run folder's `tensorboard`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.writer = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            log.warning("tensorboard is not installed; metrics.jsonl has everything. Next: pip install tensorboard")
+            return
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        try:
+            for key, value in values.items() if self.writer is not None else ():
+                self.writer.add_scalar(key, value, step)
+        except OSError as error:
+            self.writer = None
+            log.warning("TensorBoard stopped working (%s); metrics.jsonl goes on", error)
+
+    def alert(self, title: str, text: str) -> None:
+        if self.writer is not None:
+            self.writer.add_text(f"flags/{title}", text)
+
+    def pictures(self, paths: Sequence[Path], step: int) -> None:
+        return None
+
+    def close(self, failed: bool) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One optimization step, in one order: forward, scale, backward, unscale, decide, clip, step, update, EMA.
+
+Only this object touches the scaler, the gradients and the optimizer. Every step ends in one outcome of types.OUTCOMES
+and only `committed` moves parameters, running statistics, the EMA and the step counter.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fsdet.config import Guard
+from fsdet.engine import forensics
+from fsdet.engine.ema import Ema
+from fsdet.engine.optimizer import autocast, set_lr
+from fsdet.types import LossReport, StepReport, Task
+
+REPLAY_AFTER = 3  # fp16 backoffs in a row after which the batch is run again in float32
+
+
+class Memory:
+    """Buffers of some modules (BatchNorm statistics, running means), kept from before the forward.
+
+    They are looked up by address each time, so a module may replace its buffer tensor.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        owners = {id(m): m for root in modules for m in root.modules()}.values()
+        self._where = [(m, name) for m in owners for name in m._buffers]
+        self._seen: list[Tensor | None] = []
+        self._kept: list[Tensor | None] = []
+
+    @torch.no_grad()
+    def take(self) -> None:
+        now = [m._buffers.get(name) for m, name in self._where]
+        same = len(now) == len(self._seen) and all(a is b for a, b in zip(now, self._seen, strict=True))
+        if not same:
+            self._seen, self._kept = now, [None if t is None else t.detach().clone() for t in now]
+        elif live := [(k, t) for k, t in zip(self._kept, now, strict=True) if t is not None]:
+            torch._foreach_copy_([k for k, _ in live], [t for _, t in live])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for (module, name), kept in zip(self._where, self._kept, strict=True):
+            tensor = module._buffers.get(name)
+            if tensor is not None and kept is not None and tensor.shape == kept.shape:
+                tensor.copy_(kept)
+            else:
+                module._buffers[name] = None if kept is None else kept.clone()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The decision vector of a step on the host: one sync for all of it. Losses are averaged over micro-batches."""
+
+    finite: bool
+    total: float
+    raw: Mapping[str, float]
+    weighted: Mapping[str, float]
+    norm: float
+    scale: float
+
+
+class StepController:
+    """Owns the order of a step.
+
+    Args:
+        task: gives model, objective and losses. optimizer: of build_optimizer. device, precision: fp32, bf16 or fp16.
+        guard: initial loss scale, growth interval and lowest healthy scale of fp16. ema: moved by committed steps.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        precision: str = "fp32",
+        guard: Guard | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        self.task, self.optimizer, self.device, self.precision, self.ema = task, optimizer, device, precision, ema
+        self.guard = guard or Guard()
+        self.named = [pair for members in task.param_groups().values() for pair in members]
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=self.guard.init_scale,
+            enabled=precision == "fp16",
+            growth_interval=self.guard.growth_interval,
+        )
+        self.memory = Memory(task.model, task.objective)
+        self.step = 0  # committed
+        self.backoffs = 0  # in a row
+
+    def run(
+        self,
+        window: Sequence[Any],
+        *,
+        lr_factor: float,
+        clip_norm: float,
+        observe: Callable[[LossReport], None] | None = None,
+        watch: Callable[[Sequence[tuple[str, nn.Parameter]]], None] | None = None,
+    ) -> StepReport:
+        """Take one step over the micro-batches of `window` (host batches, at least one).
+
+        observe: called once, between the first forward and its backward, with the live LossReport.
+        watch: called with the named parameters when their gradients are unscaled and not yet clipped.
+        """
+        lr = set_lr(self.optimizer, lr_factor)
+        ids = tuple(i for batch in window for i in getattr(batch, "image_ids", ()))
+        if culprit := forensics.bad_input(window):
+            return _report("bad_input", self.step, _nothing(self._scale_now()), lr, culprit, ids)
+        self.memory.take()
+        reports, vectors = self._backward(window, observe)
+        gradients = [p.grad for _, p in self.named if p.grad is not None]
+        unscaled = self._unscale(gradients, reports)
+        if watch is not None:
+            watch(self.named)
+        facts = self._read(reports[0], vectors, gradients)
+        outcome, culprit = self._decide(facts, bool(gradients), window, reports)
+        clip_norm = clip_norm or math.inf
+        if outcome == "committed":
+            self._commit(facts.norm, clip_norm)
+        else:
+            self._forget()
+        if unscaled:
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backoffs = self.backoffs + 1 if outcome == "amp_backoff" else 0
+        return _report(outcome, self.step, facts, lr, culprit, ids, clip_norm)
+
+    def _backward(self, window: Sequence[Any], observe: Callable | None) -> tuple[list[LossReport], list[Tensor]]:
+        """Micro-batch i weighs total_i * normaliser_i / normaliser_0, so that their sum is the big batch's gradient."""
+        reports, vectors = [], []
+        for batch in window:
+            with autocast(self.device, self.precision):
+                report = self.task.losses(batch.to(self.device))
+            if observe is not None and not reports:
+                observe(report)
+            total = report.total
+            vectors.append(_vector(report, self.device))
+            if len(window) > 1:
+                first = reports[0].normaliser if reports else report.normaliser
+                total = total * (report.normaliser.detach() / first.detach())
+            if total.requires_grad:
+                self.scaler.scale(total).backward()
+            reports.append(forensics.without_graph(report))
+        return reports, vectors
+
+    def _unscale(self, gradients: list[Tensor], reports: list[LossReport]) -> bool:
+        if not gradients:
+            return False
+        self.scaler.unscale_(self.optimizer)
+        if len(reports) > 1:
+            share = reports[0].normaliser / sum(r.normaliser for r in reports)
+            torch._foreach_mul_(gradients, share.to(gradients[0].dtype))
+        return self.scaler.is_enabled()
+
+    def _read(self, report: LossReport, vectors: list[Tensor], gradients: list[Tensor]) -> Facts:
+        one = torch.ones((), device=self.device)
+        norm = get_total_norm(gradients).float() if gradients else 0 * one
+        tail = torch.stack([norm.to(self.device), self.scaler.scale(one)])
+        *rows, last = torch.cat([*vectors, tail]).split([len(v) for v in vectors] + [2])
+        width = len(vectors[0])
+        values = torch.cat([*rows, last]).tolist()  # the one host sync
+        norm_value, scale = values[-2:]
+        table = [values[i * width : (i + 1) * width] for i in range(len(rows))]
+        share = [row[0] / (sum(r[0] for r in table) or math.nan) for row in table]
+        mean = [sum(s * row[c] for s, row in zip(share, table, strict=True)) for c in range(width)]
+        raw = dict(zip(report.raw, mean[2:], strict=False))
+        weighted = dict(zip(report.weighted, mean[2 + len(raw) :], strict=True))
+        finite = all(math.isfinite(v) for row in table for v in row)
+        return Facts(finite, mean[1], raw, weighted, norm_value, scale)
+
+    def _decide(
+        self, facts: Facts, any_gradient: bool, window: Sequence[Any], reports: list[LossReport]
+    ) -> tuple[str, str | None]:
+        if not facts.finite:
+            return "bad_loss", forensics.bad_loss(reports)
+        if not any_gradient:
+            return "no_grad", "no parameter received a gradient"
+        if math.isfinite(facts.norm):
+            return "committed", None
+        culprit = forensics.bad_gradient(self.named)
+        if not self.scaler.is_enabled():
+            return "bad_grad", culprit
+        if facts.scale < self.guard.min_scale and self.backoffs:
+            return "bad_grad", f"{culprit}; still so at loss scale {facts.scale:g}"
+        if self.backoffs + 1 >= REPLAY_AFTER:
+            self.memory.restore()
+            replayed = forensics.replay(self.task, window, self.device, self.named)
+            if replayed is not None:
+                return "bad_grad", f"{replayed}; in float32 too, so the loss scale is not the reason"
+        return "amp_backoff", culprit
+
+    def _commit(self, norm: float, clip_norm: float) -> None:
+        if norm > clip_norm:
+            parameters = [p for _, p in self.named if p.grad is not None]
+            clip_grads_with_norm_(parameters, clip_norm, torch.tensor(norm, device=parameters[0].device))
+        self.optimizer.step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.task.model)
+        if commit := getattr(self.task.objective, "commit", None):
+            commit()
+
+    def _forget(self) -> None:
+        """Undo what the forward did: running statistics, and what the objective remembered for its commit."""
+        self.memory.restore()
+        if discard := getattr(self.task.objective, "discard", None):
+            discard()
+
+    def _scale_now(self) -> float:
+        return self.scaler.get_scale()
+
+
+def _vector(report: LossReport, device: torch.device) -> Tensor:
+    """[2 + losses] float32: normaliser, total, raw and weighted losses, detached and still on the device."""
+    scalars = (report.normaliser, report.total, *report.raw.values(), *report.weighted.values())
+    return torch.stack([torch.as_tensor(v).detach().to(device, torch.float32) for v in scalars])
+
+
+def _nothing(scale: float) -> Facts:
+    return Facts(False, math.nan, {}, {}, math.nan, scale)
+
+
+def _report(
+    outcome: str,
+    step: int,
+    facts: Facts,
+    lr: Mapping[str, float],
+    culprit: str | None,
+    ids: tuple[str, ...],
+    clip_norm: float = math.inf,
+) -> StepReport:
+    ratio = max(1.0, facts.norm / clip_norm) if math.isfinite(facts.norm) else math.nan
+    return StepReport(
+        outcome,
+        step,
+        facts.norm,
+        facts.norm / ratio,
+        ratio,
+        facts.scale,
+        lr,
+        facts.total,
+        facts.raw,
+        facts.weighted,
+        culprit,
+        ids,
+    )
