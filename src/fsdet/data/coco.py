@@ -35,7 +35,9 @@ def read(path: Path, root: Root, report: Report, images: Path | None = None) -> 
 
 def _document(path: Path) -> dict[str, list]:
     if path.stat().st_size > MAX_BYTES:
-        raise DataError(explain("a json of at most 2 GiB", f"{path.stat().st_size:,} bytes", str(path), "split the file"))
+        raise DataError(
+            explain("a json of at most 2 GiB", f"{path.stat().st_size:,} bytes", str(path), "split the file")
+        )
     try:
         document = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -43,8 +45,14 @@ def _document(path: Path) -> dict[str, list]:
     keys = ("images", "annotations", "categories")
     found = sorted(document) if isinstance(document, dict) else type(document).__name__
     if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in keys):
-        raise DataError(explain("a COCO json with lists 'images', 'annotations', 'categories'", str(found), str(path),
-                                "export the data as COCO detection (not as results)"))  # fmt: skip
+        raise DataError(
+            explain(
+                "a COCO json with lists 'images', 'annotations', 'categories'",
+                str(found),
+                str(path),
+                "export the data as COCO detection (not as results)",
+            )
+        )
     return {key: document[key] for key in keys}
 
 
@@ -93,8 +101,14 @@ def _images(rows: list, folders: list[Path], where: str, table: Table, root: Roo
         table.sizes.append(_size(row, place, report))
     if rows and not table.paths:
         looked = ", ".join(str(folder) for folder in folders)
-        raise DataError(explain(f"the {len(rows)} images that it lists", f"none of them in {looked}", where,
-                                "put the json beside its images, or give `images:` with the source"))  # fmt: skip
+        raise DataError(
+            explain(
+                f"the {len(rows)} images that it lists",
+                f"none of them in {looked}",
+                where,
+                "put the json beside its images, or give `images:` with the source",
+            )
+        )
     return ids
 
 

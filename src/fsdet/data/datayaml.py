@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The data YAML: where the splits are and which classes are base and novel. The one place of data/ that reads YAML."""
+"""The data YAML: where the splits are and which classes are base and novel. The one place of data/ that knows YAML."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,10 +57,13 @@ def parse(file: Path, report: Report) -> DataYaml:
     _unknown_keys(document, file.name, problems, report)
     names = _names(document.get("names"), f"{file.name}: names", problems)
     if names is not None and document.get("nc", len(names)) != len(names):
-        problems.append(explain(f"nc = {len(names)}, the length of names", f"nc = {document['nc']}", file.name, "drop nc"))
+        problems.append(
+            explain(f"nc = {len(names)}, the length of names", f"nc = {document['nc']}", file.name, "drop nc")
+        )
     base, novel = _classes(document, file.name, problems)
-    splits = {split: _sources(document[split], f"{file.name}: {split}", problems)
-              for split in SPLITS if document.get(split)}  # fmt: skip
+    splits = {
+        split: _sources(document[split], f"{file.name}: {split}", problems) for split in SPLITS if document.get(split)
+    }
     if not splits:
         problems.append(explain("at least one of train, val, test", "none", file.name, "add `train: <source>`"))
     exhaustive = document.get("exhaustive", "all")
@@ -75,8 +78,14 @@ def parse(file: Path, report: Report) -> DataYaml:
 def read_mapping(file: Path) -> dict[str, Any]:
     """A YAML file's top-level mapping: safe tags only, size and alias expansion capped, no key twice."""
     if file.stat().st_size > MAX_BYTES:
-        raise DataError(explain(f"a YAML of at most {MAX_BYTES:,} bytes", f"{file.stat().st_size:,}", str(file),
-                                "list files in a folder or a json instead"))  # fmt: skip
+        raise DataError(
+            explain(
+                f"a YAML of at most {MAX_BYTES:,} bytes",
+                f"{file.stat().st_size:,}",
+                str(file),
+                "list files in a folder or a json instead",
+            )
+        )
     try:
         loader = yaml.SafeLoader(file.read_bytes())
         try:
@@ -87,7 +96,9 @@ def read_mapping(file: Path) -> dict[str, Any]:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(explain("a plain YAML file", " ".join(str(error).split()), str(file), "mend the file")) from error
+        raise DataError(
+            explain("a plain YAML file", " ".join(str(error).split()), str(file), "mend the file")
+        ) from error
     if not isinstance(document, dict):
         raise DataError(explain("a mapping of keys", type(document).__name__, str(file), "see README, Data YAML"))
     return {str(key): value for key, value in document.items()}
@@ -138,7 +149,9 @@ def _root(path: Any, file: Path, problems: list[str], report: Report) -> Path:
     if root.name == home.name:  # Ultralytics looks below a folder of its own
         report.add("path", file.name, f"path '{path}' read as the YAML's own folder")
         return home
-    problems.append(explain("an existing folder", f"'{path}' ({root})", f"{file.name}: path", "correct it or leave it out"))
+    problems.append(
+        explain("an existing folder", f"'{path}' ({root})", f"{file.name}: path", "correct it or leave it out")
+    )
     return home
 
 
@@ -188,7 +201,14 @@ def _sources(value: Any, where: str, problems: list[str]) -> tuple[Source, ...]:
             or not all(isinstance(row.get(key, ""), str) for key in ("path", "images"))
             or not row.get("path")
         ):
-            problems.append(explain("a path, or {path, names, images}", repr(item)[:80], where, "write the source's path"))
+            problems.append(
+                explain("a path, or {path, names, images}", repr(item)[:80], where, "write the source's path")
+            )
             continue
         sources.append(Source(row["path"], where, _names(row.get("names"), where, problems), row.get("images")))
     return tuple(sources)
+
+
+def write(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a data YAML that parse() reads."""
+    file.write_text(yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True), "utf-8")

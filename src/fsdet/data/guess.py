@@ -9,8 +9,12 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.errors import DataError, explain
 
-SPLIT_WORDS = {"train": ("train", "training", "base"), "val": ("val", "valid", "validation"), "test": ("test", "testing"),
-               "support": ("support",)}  # fmt: skip
+SPLIT_WORDS = {
+    "train": ("train", "training", "base"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+    "support": ("support",),
+}
 _NEXT = "give a COCO json, a YOLO image folder with labels/ beside it, or a VOC folder with xml files"
 
 

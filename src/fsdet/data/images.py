@@ -139,7 +139,9 @@ def _looks_like(path: str | Path) -> str:
 
 
 def _broken(path: str | Path, got: str) -> str:
-    return explain("a complete JPEG, PNG, WebP, BMP, TIFF, GIF or PPM image", got, str(path), "replace or remove the file")
+    return explain(
+        "a complete JPEG, PNG, WebP, BMP, TIFF, GIF or PPM image", got, str(path), "replace or remove the file"
+    )
 
 
 def _too_large(path: str | Path, got: str) -> str:

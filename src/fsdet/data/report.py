@@ -109,8 +109,12 @@ class Report:
         """What policy="fail" does: one DataError that lists all faults (capped, with the total)."""
         if not self.faults:
             return
-        lines = [f"  {place or finding.detail}: {finding.kind}{' (' + finding.detail + ')' if finding.detail else ''}"
-                 for finding in self if finding.fault for place in finding.examples or [""]]  # fmt: skip
+        lines = [
+            f"  {place or finding.detail}: {finding.kind}{' (' + finding.detail + ')' if finding.detail else ''}"
+            for finding in self
+            if finding.fault
+            for place in finding.examples or [""]
+        ]
         rest = self.faults - len(lines[:LISTED])
         more = [f"  and {rest} more"] if rest > 0 else []
         head = f"{where}: expected labels without faults (policy 'fail'), got {self.faults} faults. "

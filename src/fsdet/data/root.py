@@ -44,11 +44,17 @@ class Root:
         if inside and not written.exists() and inside.exists() and self.contains(inside):
             self.report.add("path", where, f"'{text}' read as '{self.show(inside)}'")
             return inside.resolve()
-        raise DataError(explain(f"a path inside {self.folder}", f"'{text}'", where,
-                                "move the data inside, or set `path` to a folder that holds all of it"))  # fmt: skip
+        raise DataError(
+            explain(
+                f"a path inside {self.folder}",
+                f"'{text}'",
+                where,
+                "move the data inside, or set `path` to a folder that holds all of it",
+            )
+        )
 
     def files(self, folder: str | Path) -> dict[str, str]:
-        """{file name: full path} of a folder, hidden files left out, links that leave the root reported and left out."""
+        """{file name: full path} of a folder, hidden files left out, links that leave the root reported."""
         key = str(folder)
         if key not in self._listings:
             self._listings[key] = self._scan(key)
@@ -69,7 +75,10 @@ class Root:
         if exact:
             return exact
         parts = _without_dots(name)
-        for tail, kind in ((name.replace("\\", "/"), ""), (parts[-1] if parts else "", "foreign folder in a file name")):
+        for tail, kind in (
+            (name.replace("\\", "/"), ""),
+            (parts[-1] if parts else "", "foreign folder in a file name"),
+        ):
             path = self._lookup(folder, tail)
             if path is None and (path := self._lookup_lower(folder, tail)):
                 kind = kind or "letter case of a file name"

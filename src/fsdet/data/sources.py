@@ -10,9 +10,12 @@ from fsdet.data.datayaml import DataYaml, Source, parse
 from fsdet.data.guess import guess_format, guess_layout
 from fsdet.data.report import Report
 from fsdet.data.root import Root
+from fsdet.data.support import support_folder
 from fsdet.data.table import Table
 from fsdet.errors import DataError, did_you_mean, explain
 from fsdet.types import ImageRecord
+
+__all__ = ["DataSet", "load", "support_folder"]
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 
@@ -20,8 +23,15 @@ YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 class DataSet:
     """Splits of ImageRecords over one list of classes: base first, then novel."""
 
-    def __init__(self, root: Path, base: Sequence[str], novel: Sequence[str], splits: dict[str, list[ImageRecord]],
-                 report: Report, name: str = "data") -> None:  # fmt: skip
+    def __init__(
+        self,
+        root: Path,
+        base: Sequence[str],
+        novel: Sequence[str],
+        splits: dict[str, list[ImageRecord]],
+        report: Report,
+        name: str = "data",
+    ) -> None:
         self.root = root
         self.base = tuple(base)
         self.novel = tuple(novel)
@@ -77,7 +87,9 @@ def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = 
     root = Root(plan.root, report)
     wanted = [split for split in plan.splits if splits is None or split in splits]
     cache: dict[Source | tuple, Table] = {}
-    tables = {split: [_table(source, split, plan, root, report, cache) for source in plan.splits[split]] for split in wanted}
+    tables = {
+        split: [_table(source, split, plan, root, report, cache) for source in plan.splits[split]] for split in wanted
+    }
     everything = [table for group in tables.values() for table in group]
     base, novel = _classes(plan, everything, report, complete=splits is None)
     index = {name: number for number, name in enumerate((*base, *novel))}
@@ -90,15 +102,23 @@ def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = 
     records = {split: [record for table in group for record in done[id(table)]] for split, group in tables.items()}
     for split, found in records.items():
         if not found:
-            raise DataError(explain("at least one readable image", "none", f"{plan.file}: {split}", f"look at:\n{report}"))
+            raise DataError(
+                explain("at least one readable image", "none", f"{plan.file}: {split}", f"look at:\n{report}")
+            )
     return DataSet(root.folder, base, novel, records, report, str(path))
 
 
 def _plan(path: Path, report: Report) -> DataYaml:
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(explain("a data YAML, COCO json or folder", "nothing there", str(path),
-                                f"correct the path.{did_you_mean(path.name, siblings)}"))  # fmt: skip
+        raise DataError(
+            explain(
+                "a data YAML, COCO json or folder",
+                "nothing there",
+                str(path),
+                f"correct the path.{did_you_mean(path.name, siblings)}",
+            )
+        )
     if path.is_dir():
         yamls = [path / name for name in YAML_NAMES if (path / name).is_file()]
         return parse(yamls[0], report) if yamls else guess_layout(path)
@@ -129,12 +149,16 @@ def _table(source: Source, split: str, plan: DataYaml, root: Root, report: Repor
     return cache[key]
 
 
-def _classes(plan: DataYaml, tables: Sequence[Table], report: Report, complete: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _classes(
+    plan: DataYaml, tables: Sequence[Table], report: Report, complete: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The data YAML's lists, checked against the names that the sources know."""
     found = list(dict.fromkeys(name for table in tables for name in table.names))
     base = plan.base if plan.base is not None else tuple(name for name in found if name not in plan.novel)
     if not base and not plan.novel:
-        raise DataError(explain("at least one class", "no object and no class list", str(plan.file), "look at the labels"))
+        raise DataError(
+            explain("at least one class", "no object and no class list", str(plan.file), "look at the labels")
+        )
     listed = (*base, *plan.novel)
     absent = [name for name in listed if name not in found] if complete else []
     spare = [name for name in found if name not in listed]
@@ -143,8 +167,14 @@ def _classes(plan: DataYaml, tables: Sequence[Table], report: Report, complete: 
         near = _near(name, spare)
         if near:
             where = f"{plan.file.name}: {'base' if name in base else 'novel'}"
-            problems.append(explain(f"a class of the sources ({', '.join(found[:12])}{', ...' if len(found) > 12 else ''})",
-                                    f"'{name}'", where, f"correct it. Did you mean '{near}'?"))  # fmt: skip
+            problems.append(
+                explain(
+                    f"a class of the sources ({', '.join(found[:12])}{', ...' if len(found) > 12 else ''})",
+                    f"'{name}'",
+                    where,
+                    f"correct it. Did you mean '{near}'?",
+                )
+            )
         else:
             report.add("class absent from every source", detail=f"'{name}'")
     if problems:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The published base/novel class splits: VOC 1-3 (Kang et al. 2019) and COCO 60/20 (classes shared with VOC are novel)."""
+"""The published base/novel class splits: VOC 1-3 (Kang et al. 2019), COCO 60/20 (novel: the classes that VOC has)."""
 
 from fsdet.errors import DataError, did_you_mean, explain
 

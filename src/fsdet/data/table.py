@@ -36,7 +36,9 @@ class Table:
     crowd: list[bool] = field(default_factory=list)
     where: list[str | int] = field(default_factory=list)
 
-    def add(self, box: tuple[float, float, float, float], image: int, label: int, crowd: bool, where: str | int) -> None:
+    def add(
+        self, box: tuple[float, float, float, float], image: int, label: int, crowd: bool, where: str | int
+    ) -> None:
         self.boxes.append(box)
         self.image.append(image)
         self.label.append(label)

@@ -34,7 +34,9 @@ def read(path: Path, root: Root, report: Report, split: str = "") -> Table:
     """
     xmls, images = _folders(path, root)
     stems = _stems(path, split, root, report)
-    found = {os.path.splitext(name)[0]: file for name, file in root.files(xmls).items() if name.lower().endswith(".xml")}
+    found = {
+        os.path.splitext(name)[0]: file for name, file in root.files(xmls).items() if name.lower().endswith(".xml")
+    }
     pictures: dict[str, str] = {}
     for name, file in root.files(images).items():
         if is_image(name):

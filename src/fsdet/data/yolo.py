@@ -14,6 +14,7 @@ from fsdet.data.table import Table
 from fsdet.errors import DataError, explain
 
 MAX_BYTES = 8 << 20  # of a label file
+MAX_CLASSES = 100_000
 ROUNDING = 1e-3  # how far above 1 a share may be by rounding
 
 
@@ -39,7 +40,7 @@ def read(path: Path, root: Root, report: Report, names: Sequence[str] | None = N
             report.add("no label file", root.show(file))
         elif table.sizes[index]:
             used.add(label)
-            _labels(label, index, table, root, report)
+            read_labels(label, index, table, root, report)
     for folder in {os.path.dirname(label) for label in used} if path.is_dir() else ():
         for name, label in root.files(folder).items():
             if name.endswith(".txt") and label not in used and name != "classes.txt":
@@ -89,11 +90,18 @@ def _nearest_names(path: Path, root: Root) -> list[str]:
             if name in files:
                 return Path(files[name]).read_text("utf-8-sig").split("\n")
         folder = folder.parent
-    raise DataError(explain("class names for YOLO labels", "none in the data YAML, data.yaml or classes.txt",
-                            root.show(path), "add `names: [..]` in the order of the class numbers"))  # fmt: skip
+    raise DataError(
+        explain(
+            "class names for YOLO labels",
+            "none in the data YAML, data.yaml or classes.txt",
+            root.show(path),
+            "add `names: [..]` in the order of the class numbers",
+        )
+    )
 
 
-def _labels(label: str, index: int, table: Table, root: Root, report: Report) -> None:
+def read_labels(label: str, index: int, table: Table, root: Root, report: Report) -> None:
+    """Add the objects of one label file to image `index` of the table, whose size must be known."""
     where = root.show(label)
     if os.path.getsize(label) > MAX_BYTES:
         report.add("unreadable annotation file", f"{where} (larger than {MAX_BYTES >> 20} MiB)")
