@@ -90,3 +90,16 @@ else
         _say "installed in $((SECONDS - _begun)) s"
     fi
 fi
+
+# One stage with everything that it needs. Paths among the arguments mean what they mean where the user stands.
+run_stage() {
+    local word words=()
+    for word in "$@"; do
+        case "$word" in
+            -*|*=*) words+=("$word") ;;
+            *) if [ -e "$word" ]; then words+=("$(cd "$(dirname "$word")" && pwd)/$(basename "$word")"); else words+=("$word"); fi ;;
+        esac
+    done
+    cd "$ROOT"
+    exec "$PY" "$ROOT/scripts/run_stage.py" "${words[0]}" ${words[@]+"${words[@]:1}"}
+}

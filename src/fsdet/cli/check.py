@@ -18,7 +18,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 def run(args: argparse.Namespace) -> int:
     """Print what was checked."""
     settings = config.load(args.config, args.overrides)
-    from fsdet.tasks import fewshot
+    from fsdet.tasks import inspect
 
-    print(fewshot.check(settings))
+    print(inspect.check(settings))
     return 0

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
         print(table([read_results(path) for path in args.table], [_label(path) for path in args.table]))
         return 0
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
-    from fsdet.tasks import fewshot
+    from fsdet.tasks import protocol
 
-    results = fewshot.evaluate_checkpoint(
+    results = protocol.evaluate_checkpoint(
         args.checkpoint,
         data=args.data,
         shots=args.shots,

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
         print(config.dump(config.load(args.path, args.overrides)), end="")
         return 0
     existing(args.path, "a configuration or checkpoint", "fsdet info configs/demo/stage_2.yaml")
-    from fsdet.tasks import fewshot
+    from fsdet.tasks import inspect
 
-    print(fewshot.info(args.path))
+    print(inspect.info(args.path))
     return 0

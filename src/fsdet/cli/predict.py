@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.support, args.bank):
         if path is not None:
             existing(path, "the classes to find", "check --support or --bank")
-    from fsdet.tasks import fewshot
+    from fsdet.tasks import use
 
     print(
-        fewshot.predict(
+        use.predict(
             args.checkpoint, support=args.support, bank=args.bank, source=args.source, out=args.out, conf=args.conf
         )
     )

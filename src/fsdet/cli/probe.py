@@ -18,7 +18,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 def run(args: argparse.Namespace) -> int:
     """Print the probe's table."""
     settings = config.load(args.config, args.overrides)
-    from fsdet.tasks import fewshot
+    from fsdet.tasks import inspect
 
-    print(fewshot.probe(settings))
+    print(inspect.probe(settings))
     return 0

@@ -20,9 +20,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the bank; prints its classes."""
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     existing(args.support, "a support folder", "put images into DIR/<class>/")
-    from fsdet.tasks import fewshot
+    from fsdet.tasks import use
 
-    bank = fewshot.register(args.checkpoint, args.support, args.out)
+    bank = use.register(args.checkpoint, args.support, args.out)
     names = ", ".join(bank.names)
     print(f"{args.out}: {len(bank.names)} classes: {names}")
     print(f"next: fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions")

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One stage from nothing: data, the stage before, training, evaluation; what is there already is not made again.
+
+    scripts/run_stage.py 2 [CONFIG] [key=value ... | the flags of scripts/train.py]
+
+train_stage_2.sh, scripts/train_stage_1.sh and scripts/train_stage_3.sh call it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from train import ROOT, Request, fsdet, guarded, translate  # the file beside this one
+
+from fsdet import config as configs
+from fsdet import yaml_strict
+from fsdet.config import Config
+from fsdet.errors import ConfigError, UserError, explain
+
+PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.threads=")  # overrides the stage before needs too
+FREE = ("run.dir", "run.device", "run.precision", "run.threads", "data.workers", "data.cache", "save", "log")
+STAGES = {1: "base", 2: "episodic", 3: "finetune"}
+times: dict[str, float] = {}
+
+
+def call(part: str, *argv: object) -> None:
+    """`fsdet argv...`, its time noted under `part`; a failure ends this script with the same exit code."""
+    words = [str(word) for word in argv]
+    print(f"== {part}: fsdet {' '.join(words)}", flush=True)
+    begun = time.monotonic()
+    code = fsdet(words)
+    times[part] = times.get(part, 0.0) + time.monotonic() - begun
+    if code:
+        raise SystemExit(code)
+
+
+def run_stage(request: Request) -> Path:
+    """Bring a stage to its end and evaluate it; returns the run folder."""
+    source = request.config or ROOT / "configs" / "demo" / f"stage_{request.stage}.yaml"
+    if request.resume:
+        request = replace(request, overrides=[*request.overrides, f"run.dir={_folder(request.resume)}"])
+    config = configs.load(source, request.overrides)
+    folder, name = Path(config.run.dir), f"train stage {request.stage}"
+    _check_stage(config, request.stage, source)
+    if _finished(folder) and not request.exist_ok:
+        _same_or_refuse(config, folder)
+        print(f"{folder}: finished before, nothing to train")
+    else:
+        _data(config)
+        _stage_before(request, source, config)
+        resume = ["--resume"] if (folder / "last.pt").exists() and not request.exist_ok else []
+        call(name, "train", _shown(source), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides)
+    if request.stage > 1:
+        _evaluate(config, folder)
+    return folder
+
+
+def _folder(run: str) -> Path:
+    path = Path(run)
+    return path.parent if path.suffix == ".pt" else path
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _check_stage(config: Config, stage: int, source: Path) -> None:
+    if config.stage.name != STAGES[stage]:
+        raise ConfigError(
+            explain(
+                f"stage.name {STAGES[stage]}",
+                config.stage.name,
+                _shown(source),
+                f"give a stage {stage} configuration, or use the script of that stage",
+            )
+        )
+
+
+def _finished(folder: Path) -> bool:
+    if not (folder / "last.pt").exists():
+        return False
+    from fsdet.engine.checkpoint import is_finished
+
+    return is_finished(folder)
+
+
+def _same_or_refuse(config: Config, folder: Path) -> None:
+    """A finished run stands for this configuration only when nothing that shapes its result differs."""
+    document = yaml_strict.read(folder / "config.yaml")
+    old, new = _flat(document.value), _flat(config.model_dump(mode="json"))
+    differing = [key for key in new if old.get(key) != new[key] and not key.startswith(FREE)]
+    if differing:
+        shown = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in differing[:6])
+        more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
+        raise UserError(
+            explain(
+                "the settings of the finished run there",
+                f"others ({shown}{more})",
+                str(folder),
+                "train beside it with run.dir=checkpoints/NAME, or over it with --exist-ok",
+            )
+        )
+
+
+def _flat(value: object, at: str = "") -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        return {
+            k: v for key, inner in value.items() for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()
+        }
+    return {at: value}
+
+
+def _data(config: Config) -> None:
+    demo = Path("datasets/demo")
+    path = Path(config.data.path)
+    if not path.exists() and path.parent == demo:
+        call("demo data", "data", "demo", demo)
+
+
+def _stage_before(request: Request, source: Path, config: Config) -> None:
+    """Train the stage that stage.init_from names when its checkpoint is missing and its configuration is known."""
+    init = config.stage.init_from
+    if init is None or Path(init).exists() or (Path(config.run.dir) / "last.pt").exists():
+        return
+    before = source.with_name(f"stage_{request.stage - 1}.yaml")
+    passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
+    known = before.is_file() and configs.load(before, passed).run.dir
+    if not known or Path(known, "best.pt") != Path(init):
+        raise UserError(
+            explain("a checkpoint", "no such file", f"stage.init_from={init}", "train that stage first, or correct it")
+        )
+    print(f"{init} is missing: training stage {request.stage - 1} first")
+    run_stage(Request(request.stage - 1, before, passed))
+
+
+def _evaluate(config: Config, folder: Path) -> None:
+    results, best = folder / "results.json", folder / "best.pt"
+    if results.exists() and results.stat().st_mtime_ns >= best.stat().st_mtime_ns:
+        call("table", "eval", "--table", results)
+        return
+    shots = ",".join(map(str, config.eval.shots))
+    call(
+        f"evaluation of {folder.name}",
+        *("eval", best, "--shots", shots, "--seeds", config.eval.seeds, "--json", results),
+        *("--setting", config.eval.setting, "--metric", config.eval.metric),
+    )
+
+
+def closing(stage: int, folder: Path) -> str:
+    """Times, pictures and the exact next commands."""
+    lines = ["", *(f"{part:<28}{seconds:8.1f} s" for part, seconds in times.items() if part != "table")]
+    pictures = sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]) + sorted(folder.glob("episodes/*.jpg"))[-1:]
+    if pictures:
+        lines += ["", "pictures:", *(f"  {picture}" for picture in pictures)]
+    following = {1: "./train_stage_2.sh", 2: "./scripts/train_stage_3.sh", 3: ""}[stage]
+    lines += ["", "next:", f"  {following}"] if following else ["", "next:"]
+    python = _shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(ROOT) else sys.executable
+    if stage > 1:
+        lines.append(
+            f"  {python} -m fsdet predict {folder}/best.pt --support support/ --source photos/ --out predictions"
+            "   # support/<class>/*.jpg: your classes"
+        )
+    lines.append("  ./scripts/dashboard.sh   # the runs in a terminal")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`STAGE [CONFIG] [flags] [key=value ...]`."""
+    stage = int(argv[0])
+    request = translate(argv[1:], stage, prog=f"stage {stage}")
+    if request.stage != stage:
+        raise UserError(explain(f"--stage {stage} or none", str(request.stage), "flags", "use that stage's script"))
+    for note in request.notes:
+        print(f"note: {note}")
+    folder = run_stage(request)
+    print(closing(stage, folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

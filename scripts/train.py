@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Flags of older training scripts, as a thin table onto configuration keys; `key=value` works beside them.
+
+    python scripts/train.py --stage 2 --epochs 100 --n_way 4 --n_query 4 --lr 1e-4 --checkpoint C
+
+The configuration is configs/stage_N.yaml unless --config names another. `--n_way` and `--n-way` are the same flag.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from fsdet import yaml_strict  # noqa: E402
+from fsdet.cli._arguments import split_overrides  # noqa: E402
+from fsdet.cli.main import Parser  # noqa: E402
+from fsdet.cli.main import main as fsdet  # noqa: E402
+from fsdet.errors import FsdetError, UserError, explain  # noqa: E402
+
+# flag: the key it sets to its value
+KEYS = {
+    "--epochs": "optim.epochs",
+    "--lr": "optim.lr",
+    "--min-lr": "optim.min_lr",
+    "--weight-decay": "optim.weight_decay",
+    "--gradient-clip-norm": "optim.clip_norm",
+    "--gradient-accumulation": "optim.accumulate",
+    "--warmup-epochs": "optim.warmup_epochs",
+    "--head-lr-multiplier": "optim.lr_scale.head",
+    "--bbox-weight": "loss.weights.bbox",
+    "--cls-weight": "loss.weights.cls",
+    "--dfl-weight": "loss.weights.dfl",
+    "--supcon-weight": "loss.weights.supcon",
+    "--cpe-weight": "loss.weights.cpe",
+    "--triplet-weight": "loss.weights.triplet",
+    "--n-way": "episode.ways",
+    "--n-shot": "episode.shots",
+    "--n-episodes": "episode.per_epoch",
+    "--checkpoint": "stage.init_from",
+    "--save-dir": "run.dir",
+    "--checkpoint-dir": "run.dir",
+    "--device": "run.device",
+    "--seed": "run.seed",
+    "--num-workers": "data.workers",
+    "--wandb-name": "log.wandb.name",
+    "--wandb-project": "log.wandb.project",
+    "--wandb-entity": "log.wandb.entity",
+}
+# flag without a value: what it stands for
+SWITCHES = {
+    "--use-wandb": "log.wandb.mode=auto",
+    "--mixed-precision": "run.precision=auto",
+    "--debug": "log.debug=true",
+}
+# flag: why it changes nothing here
+NO_EFFECT = {
+    "--save-interval": "a checkpoint is saved after every epoch; save.every_steps and save.every_minutes add more",
+    "--triplet-ratio": "triplets are mined among the boxes of each batch; --triplet-weight sets their weight",
+    "--triplet-batch-size": "triplets are mined among the boxes of each batch; loss.pair_rows caps them",
+}
+DEFAULT_TRIPLET = 0.2  # what --use_triplet means when no --triplet_weight is given
+
+
+@dataclass
+class Request:
+    """What a command line asks for, in terms of `fsdet train`."""
+
+    stage: int
+    config: Path | None = None
+    overrides: list[str] = field(default_factory=list)
+    resume: str | None = None  # None: no; "": this run
+    exist_ok: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """All flags, spelt with dashes."""
+    out = Parser(prog=prog, description=__doc__)
+    out.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file")
+    out.add_argument("--config", dest="config_flag", metavar="CONFIG", help="the same as a flag")
+    out.add_argument("--stage", type=int, choices=(1, 2, 3))
+    for flag, key in KEYS.items():
+        out.add_argument(flag, metavar="X", help=key)
+    for flag, override in SWITCHES.items():
+        out.add_argument(flag, action="store_true", help=override)
+    for flag, why in NO_EFFECT.items():
+        out.add_argument(flag, metavar="X", help=f"accepted, no effect: {why}")
+    out.add_argument("--n-query", type=int, metavar="Q", help="queries a way: episode.queries = n_way x n_query")
+    out.add_argument("--batch-size", type=int, metavar="B", help="images per step in stages 1 and 3: episode.queries")
+    out.add_argument("--use-triplet", action="store_true", help="loss.weights.triplet, .2 unless --triplet-weight")
+    out.add_argument("--data-root", type=Path, metavar="D", help="data YAML, or a folder in any known format")
+    out.add_argument("--val-data-root", type=Path, metavar="D", help="validation images, when not part of --data-root")
+    out.add_argument("--resume", nargs="?", const="", metavar="RUN", help="continue this run, or RUN")
+    out.add_argument("--exist-ok", action="store_true", help="overwrite a run folder that has a checkpoint")
+    return out
+
+
+def dashed(argv: Sequence[str]) -> list[str]:
+    """`--n_way=4` as `--n-way=4`."""
+    return [_dashed(word) if word.startswith("--") else word for word in argv]
+
+
+def _dashed(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def translate(argv: Sequence[str], stage: int | None = None, prog: str = "scripts/train.py") -> Request:
+    """Flags and `key=value` words as one Request; a key given as `key=value` wins over a flag.
+
+    Raises:
+        UserError, SystemExit: a flag that does not fit.
+    """
+    rest, bare = split_overrides(dashed(argv))
+    parse = parser(prog)
+    args = parse.parse_args(rest)
+    request = Request(args.stage or stage or 0, exist_ok=args.exist_ok, resume=args.resume)
+    if request.stage == 0:
+        parse.error("expected --stage 1, 2 or 3")
+    chosen = args.config or args.config_flag
+    if args.resume and args.resume.endswith((".yaml", ".yml")) and chosen is None:  # `--resume CONFIG`
+        chosen, request.resume = args.resume, ""
+    request.config = Path(chosen) if chosen else None
+    for flag, key in KEYS.items():
+        value = getattr(args, flag[2:].replace("-", "_"))
+        if value is not None:
+            request.overrides.append(f"{key}={value}")
+    request.overrides += [text for flag, text in SWITCHES.items() if getattr(args, flag[2:].replace("-", "_"))]
+    if args.use_triplet and args.triplet_weight is None:
+        request.overrides.append(f"loss.weights.triplet={DEFAULT_TRIPLET}")
+    _count_images(args, request)
+    for flag, why in NO_EFFECT.items():
+        if getattr(args, flag[2:].replace("-", "_")) is not None:
+            request.notes.append(f"{flag} has no effect: {why}")
+    if args.data_root or args.val_data_root:
+        request.overrides.append(f"data.path={data_path(args.data_root, args.val_data_root)}")
+    request.overrides += bare
+    return request
+
+
+def _count_images(args: argparse.Namespace, request: Request) -> None:
+    """Images per step: n_way x n_query in stage 2, the batch size elsewhere."""
+    if request.stage != 2:
+        if args.batch_size is not None:
+            request.overrides.append(f"episode.queries={args.batch_size}")
+        return
+    if args.n_query is not None:
+        if args.n_way is None:
+            raise UserError(explain("--n_way beside --n_query", "none", "flags", "episode.queries=16 sets the product"))
+        request.overrides.append(f"episode.queries={_whole(args.n_way, '--n_way') * args.n_query}")
+        if args.batch_size is not None:
+            request.notes.append("--batch_size has no effect in stage 2: a step has n_way x n_query images")
+    elif args.batch_size is not None:
+        request.overrides.append(f"episode.queries={args.batch_size}")
+
+
+def _whole(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(explain("a whole number", repr(text), flag, "such as 4")) from None
+
+
+def data_path(train: Path | None, val: Path | None) -> Path:
+    """What data.path is for --data_root and --val_data_root; two folders are joined by a small data YAML.
+
+    Raises:
+        UserError: a path does not exist, or only the validation data are given.
+    """
+    if train is None:
+        raise UserError(explain("--data_root beside --val_data_root", "none", "flags", "add --data_root"))
+    for path in (train, val):
+        if path is not None and not path.exists():
+            raise UserError(explain("a data YAML or folder", "nothing there", str(path), "check the path"))
+    if val is None or val.resolve() == train.resolve():
+        return train
+    from fsdet.data.datayaml import parse
+    from fsdet.data.guess import guess_layout
+    from fsdet.data.report import Report
+
+    def plan(path: Path):
+        inside = path / "data.yaml" if path.is_dir() else path
+        return parse(inside, Report()) if inside.is_file() else guess_layout(path)
+
+    plans = {"train": plan(train), "val": plan(val)}
+    root = Path(os.path.commonpath([p.root.resolve() for p in plans.values()]))
+    joined: dict = {"path": str(root)}
+    for split, found in plans.items():
+        joined[split] = [
+            _source(s, found.root, root) for s in found.splits.get(split) or next(iter(found.splits.values()))
+        ]
+    first = plans["train"]
+    joined |= {key: list(value) for key in ("base", "novel", "names") if (value := getattr(first, key))}
+    out = train.parent / f"{train.name}+{val.name}.yaml"
+    out.write_text(yaml_strict.dump(joined), encoding="utf-8")
+    return out
+
+
+def _source(source, home: Path, root: Path) -> dict:
+    """One source of a data YAML, its paths moved from `home` to `root`."""
+
+    def move(path: str) -> str:
+        return os.path.relpath(home.resolve() / path, root)
+
+    out = {"path": move(source.path)}
+    if source.images:
+        out["images"] = move(source.images)
+    if source.names:
+        out["names"] = list(source.names)
+    return out
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run what prepares a training; a slip of the user becomes a message and its exit code."""
+    try:
+        return run()
+    except FsdetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as stop:  # argparse
+        return stop.code if isinstance(stop.code, int) else 2
+
+
+def train(argv: Sequence[str]) -> int:
+    """Translate and hand over to `fsdet train`."""
+    request = translate(argv)
+    config = request.config or ROOT / "configs" / f"stage_{request.stage}.yaml"
+    for note in request.notes:
+        print(f"note: {note}")
+    print("fsdet train", os.path.relpath(config), *request.overrides, flush=True)
+    resume = [] if request.resume is None else [f"--resume={request.resume}" if request.resume else "--resume"]
+    return fsdet(["train", str(config), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides])
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: train(sys.argv[1:])))
