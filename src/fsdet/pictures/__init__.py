@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Everything drawn: boxes on images (drawing), several images on one sheet (sheets), curves and counts (plots)."""
+
+from fsdet.pictures.drawing import TRUTH, Picture, colour, draw_detections, save_jpeg
+from fsdet.pictures.plots import plot_confusion, plot_labels, plot_pr, plot_results, plot_shots
+from fsdet.pictures.sheets import contact_sheet, episode_sheet
+
+__all__ = [
+    "TRUTH",
+    "Picture",
+    "colour",
+    "contact_sheet",
+    "draw_detections",
+    "episode_sheet",
+    "plot_confusion",
+    "plot_labels",
+    "plot_pr",
+    "plot_results",
+    "plot_shots",
+    "save_jpeg",
+]

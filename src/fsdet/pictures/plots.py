@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Curves and counts as PNG files. matplotlib is imported when the first one is drawn, without pyplot or a window."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fsdet.errors import DataError, ShapeError, explain
+from fsdet.pictures.drawing import colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fsdet.types import ImageRecord  # at run time it would import torch
+
+_AXES = ("epoch", "step")  # columns of results.csv that are the horizontal axis, best first
+_LINE = "#2f6fb3"
+_SOFT = "#e8833a"
+
+
+def plot_results(csv_path: str | Path, out: str | Path) -> Path:
+    """results.png of a run: a panel for every column of results.csv, as measured and smoothed.
+
+    Raises:
+        DataError: the file is missing or has no row with a number.
+    """
+    columns = _read_columns(Path(csv_path))
+    axis = next((name for name in _AXES if name in columns), None)
+    series = {k: v for k, v in columns.items() if k not in (*_AXES, "time") and np.isfinite(v).any()}
+    if not series:
+        raise DataError(explain("rows of numbers", "none", str(csv_path), "train for at least one epoch"))
+    x = columns[axis] if axis else np.arange(1, len(next(iter(series.values()))) + 1)
+    wide = min(5, len(series))
+    figure, panels = _figure(wide, math.ceil(len(series) / wide), (3.0, 2.5))
+    for panel, (name, y) in zip(panels, series.items(), strict=False):
+        here = np.isfinite(y) & np.isfinite(x)
+        panel.plot(x[here], y[here], marker="o", markersize=3, linewidth=1.4, color=_LINE, label="measured")
+        if here.sum() > 4:
+            panel.plot(x[here], _smooth(y[here]), linestyle=":", linewidth=2, color=_SOFT, label="smoothed")
+        panel.set_title(name, fontsize=9)
+    for panel in panels[len(series) - min(wide, len(series)) : len(series)]:
+        panel.set_xlabel(axis or "row", fontsize=8)
+    panels[0].legend(fontsize=7, frameon=False)
+    return _save(figure, out)
+
+
+def plot_labels(records: "Sequence[ImageRecord]", names: Sequence[str], out: str | Path) -> Path:
+    """What the annotations are like: boxes a class, outlines about one centre, where centres lie, how large boxes are.
+
+    Raises:
+        DataError: there is no box.
+    """
+    kept = [r for r in records if len(r.labels)]
+    if not kept:
+        raise DataError(explain("at least one box", "none", "plot_labels", "check the annotations of the split"))
+    labels = np.concatenate([r.labels for r in kept])
+    size = np.concatenate([np.tile(r.size[::-1], (len(r.labels), 2)) for r in kept])
+    boxes = np.concatenate([r.boxes for r in kept]) / size
+    centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    figure, panels = _figure(2, 2, (4.2, 4.0))
+    _bars(panels[0], np.bincount(labels, minlength=len(names)), names)
+    _outlines(panels[1], extent, labels)
+    for panel, values, title in ((panels[2], centre, "box centres"), (panels[3], extent, "box sizes")):
+        counts, *_, cells = panel.hist2d(*values.T, bins=40, range=((0, 1), (0, 1)), cmap="Blues", cmin=1)
+        most = np.nanmax(counts, initial=1)
+        cells.set_clim(-0.5 * most, most)  # a single box is to be seen, too
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel(("x" if values is centre else "width") + " / image", fontsize=8)
+        panel.set_ylabel(("y" if values is centre else "height") + " / image", fontsize=8)
+        panel.set_aspect("equal")
+    panels[2].invert_yaxis()
+    return _save(figure, out)
+
+
+def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *, normalise: bool = True) -> Path:
+    """A confusion matrix [C + 1, C + 1] (row predicted, column true, background last); shares of a column, or counts.
+
+    Raises:
+        ShapeError: unless the matrix is [C + 1, C + 1] for C names.
+    """
+    n = len(names) + 1
+    if matrix.shape != (n, n):
+        raise ShapeError(f"plot_confusion expects a matrix [{n}, {n}] for {len(names)} names, got {list(matrix.shape)}")
+    total = matrix.sum(0, keepdims=True)
+    shown = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0) if normalise else matrix
+    side = min(14.0, max(4.5, 2.2 + 0.42 * n))
+    figure, (panel,) = _figure(1, 1, (side + 0.9, side))
+    drawn = panel.imshow(np.where(matrix > 0, shown, np.nan), cmap="Blues", vmin=0, vmax=1 if normalise else None)
+    panel.grid(False)
+    if n <= 31:
+        _cell_texts(panel, shown, matrix > 0, "{:.2f}" if normalise else "{:.0f}", 8 if n <= 16 else 6)
+    ticks = [*names, "background"]
+    panel.set_xticks(range(n), ticks, rotation=90, fontsize=8)
+    panel.set_yticks(range(n), ticks, fontsize=8)
+    panel.set_xlabel("true")
+    panel.set_ylabel("predicted")
+    panel.set_title("confusion matrix, " + ("share of each true class" if normalise else "counts"), fontsize=10)
+    figure.colorbar(drawn, ax=panel, shrink=0.8)
+    return _save(figure, out)
+
+
+def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path) -> Path:
+    """Precision over recall at IoU .5: [C, R] at R even recalls, nan rows left out; the mean in bold.
+
+    Raises:
+        ShapeError: unless there is one row per name.
+    """
+    if precision.ndim != 2 or len(precision) != len(names):
+        raise ShapeError(f"plot_pr expects precision [{len(names)}, R], got {list(precision.shape)}")
+    recall = np.linspace(0, 1, precision.shape[1])
+    figure, (panel,) = _figure(1, 1, (7.5, 5.0))
+    known = [i for i in range(len(names)) if np.isfinite(precision[i]).all()]
+    for i in known:
+        label = f"{names[i]} {precision[i].mean():.3f}" if len(known) <= 20 else None
+        panel.plot(recall, precision[i], linewidth=1.2, color=_hex(i), label=label)
+    if known:
+        mean = precision[known].mean(0)
+        panel.plot(recall, mean, linewidth=2.8, color="#20242c", label=f"all classes {mean.mean():.3f}")
+        panel.legend(fontsize=8, frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left", title="AP50")
+    panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    panel.set_title("precision and recall at IoU .5", fontsize=10)
+    return _save(figure, out)
+
+
+def plot_shots(results: Sequence[Mapping], out: str | Path, labels: Sequence[str] = ()) -> Path:
+    """nAP50 over K of one or more results.json dicts, with bands of 1.96 std / sqrt(draws); bAP50 dashed.
+
+    Raises:
+        ShapeError: no results, or another number of labels.
+    """
+    if not results or len(labels) not in (0, len(results)):
+        raise ShapeError(f"plot_shots expects results and a label each or none, got {len(results)} and {len(labels)}")
+    figure, (panel,) = _figure(1, 1, (6.4, 4.4))
+    ks: set[int] = set()
+    for i, result in enumerate(results):
+        shots = sorted((int(k), v) for k, v in result["shots"].items())
+        name = labels[i] if labels else str(result["checkpoint_sha256"])[:12]
+        for key, style in (("nAP50", "-"), ("bAP50", "--")):
+            _band(panel, shots, key, style, f"{name}: {key}", _hex(i + 1))
+        ks |= {k for k, _ in shots}
+    panel.set_xscale("log")
+    panel.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
+    panel.minorticks_off()
+    panel.set(xlabel="labelled instances a novel class (K)", ylabel="AP50, per cent")
+    panel.set_ylim(bottom=0)
+    panel.set_title(f"{results[0]['setting']}, {results[0]['metric']}; mean and 95 % interval over draws", fontsize=10)
+    panel.legend(fontsize=8, frameon=False)
+    return _save(figure, out)
+
+
+def _band(panel: "Axes", shots: Sequence[tuple[int, Mapping]], key: str, style: str, label: str, shade: str) -> None:
+    rows = [(k, v[key]["mean"], v[key]["ci95"]) for k, v in shots if key in v]
+    rows = [row for row in rows if None not in row and np.isfinite(row).all()]
+    if not rows:
+        return
+    k, mean, width = np.array(rows, np.float64).T
+    panel.plot(k, 100 * mean, style, marker="o", markersize=4, linewidth=1.8, color=shade, label=label)
+    panel.fill_between(k, 100 * (mean - width), 100 * (mean + width), color=shade, alpha=0.18, linewidth=0)
+
+
+def _read_columns(path: Path) -> dict[str, np.ndarray]:
+    """{name: [rows] float64}; what is no number is nan."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except OSError as error:
+        raise DataError(explain("a results.csv", str(error), str(path), "name the run's folder")) from error
+    names = [n for n in (rows[0] if rows else ()) if n is not None]
+    return {name.strip(): np.array([_float(row[name]) for row in rows]) for name in names}
+
+
+def _float(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _smooth(y: np.ndarray, sigma: float = 2.0) -> np.ndarray:
+    """Gaussian mean over neighbours; at the ends over those there are."""
+    index = np.arange(len(y))
+    weight = np.exp(-0.5 * ((index[:, None] - index[None]) / sigma) ** 2)
+    return weight @ y / weight.sum(1)
+
+
+def _bars(panel: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
+    panel.bar(range(len(counts)), counts, color=[_hex(i) for i in range(len(counts))])
+    panel.set_title("boxes a class", fontsize=10)
+    if len(counts) <= 40:
+        panel.set_xticks(range(len(counts)), list(names)[: len(counts)], rotation=90, fontsize=7)
+
+
+def _outlines(panel: "Axes", extent: np.ndarray, labels: np.ndarray, limit: int = 600) -> None:
+    """At most `limit` boxes, evenly taken, as rectangles about one centre."""
+    from matplotlib.collections import PolyCollection
+
+    rows = np.linspace(0, len(extent) - 1, min(limit, len(extent))).astype(int)
+    corner = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    shapes = 0.5 + corner[None] * extent[rows, None]
+    panel.add_collection(
+        PolyCollection(shapes, facecolors="none", edgecolors=[_hex(c) for c in labels[rows]], alpha=0.5)
+    )
+    panel.set(xlim=(0, 1), ylim=(0, 1), xticks=(), yticks=(), aspect="equal")
+    panel.set_title("box outlines", fontsize=10)
+
+
+def _cell_texts(panel: "Axes", shown: np.ndarray, wanted: np.ndarray, pattern: str, size: int) -> None:
+    top = shown.max(initial=0)
+    for row, column in np.argwhere(wanted):
+        value = shown[row, column]
+        ink = "white" if value > 0.55 * top else "#20242c"
+        panel.text(column, row, pattern.format(value), ha="center", va="center", fontsize=size, color=ink)
+
+
+def _hex(index: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*(round(0.86 * v) for v in colour(index)))
+
+
+def _figure(columns: int, rows: int, panel: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+    """A figure apart from pyplot's global state, so that threads may draw; panels row by row, unused ones hidden."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * panel[0], rows * panel[1]), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _save(figure: "Figure", out: str | Path) -> Path:
+    out = Path(out)
+    for axes in figure.axes:
+        if not axes.has_data():
+            axes.set_visible(False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.tmp")
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, out)
+    return out
