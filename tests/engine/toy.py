@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A Task of a few hundred parameters: convolution, BatchNorm, two losses, batches that are a function of their index."""
+"""A Task of a few hundred parameters: convolution, BatchNorm, two losses, batches made from their index."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

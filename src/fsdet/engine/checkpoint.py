@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 def snapshot(state: Any) -> Any:
     """A deep copy of plain values and tensors, the tensors detached, on the CPU and compact."""
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True).contiguous()
+        return state.detach().to("cpu", copy=True, memory_format=torch.preserve_format)
     if isinstance(state, Mapping):
         return {key: snapshot(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
@@ -197,6 +197,15 @@ def check_fits(
                 "resume with the run's own config",
             )
         )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put optimizer state back in the memory layout of its parameters, which fused kernels take for granted."""
+    optimizer.load_state_dict(dict(state))
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def init_from(model: nn.Module, path: str | Path) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Who is to blame for a rejected step. Runs only after a rejection, so it may cost what it costs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -100,7 +101,7 @@ def replay(task: Task, window: Sequence[Any], device: torch.device, named: Named
     return None
 
 
-def largest_gradients(named: Named, count: int = 5) -> list[tuple[str, float]]:
-    """[(parameter, L2 of its gradient)] of the `count` largest; for the debug log only."""
+def gradient_norms(named: Named, count: int = 5) -> tuple[float, list[tuple[str, float]]]:
+    """Total L2 norm and the `count` largest parameters' [(name, L2)]; for the debug log only."""
     norms = [(n, float(p.grad.norm())) for n, p in named if p.grad is not None]
-    return sorted(norms, key=lambda pair: -pair[1])[:count]
+    return math.hypot(*(value for _, value in norms)), sorted(norms, key=lambda pair: -pair[1])[:count]

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsdet.engine.schedule import frozen_at
@@ -71,8 +70,3 @@ class Freezer:
 
 def _matches(name: str, prefixes: Sequence[str]) -> bool:
     return any(name == p or name.startswith(p.rstrip(".") + ".") for p in prefixes)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module keeps BatchNorm running statistics."""
-    return isinstance(module, _BatchNorm)

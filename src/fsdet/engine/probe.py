@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsdet.engine.guard import Flag
 from fsdet.types import LossReport
 
+OK, NO_GRADIENT, OFF = "ok", "no gradient", "off: weight or rows are 0"
+QUIET = (OK, OFF)
 FAR = 2.0  # a first value beyond this factor of its expectation gets a verdict
 
 
@@ -64,7 +67,7 @@ def verdict(row: ProbeRow, expected: float | None) -> str:
     if not row.finite:
         return "NOT FINITE"
     if row.norm == 0.0:
-        return "no gradient" if row.weighted else "off: weight or rows are 0"
+        return NO_GRADIENT if row.weighted else OFF
     if expected and not expected / FAR <= row.raw <= expected * FAR:
         side = "above" if row.raw > expected else "below"
         return f"{side} its expected {expected:.3g}: " + (
@@ -72,7 +75,13 @@ def verdict(row: ProbeRow, expected: float | None) -> str:
             if side == "below"
             else "check initialisation and targets"
         )
-    return "ok"
+    return OK
+
+
+def flags(rows: list[ProbeRow], expected: Mapping[str, float]) -> list[Flag]:
+    """Red flags of a first batch: losses that are not finite or far from their expected value."""
+    words = [(row.name, verdict(row, expected.get(row.name))) for row in rows]
+    return [Flag(f"first_{n}", f"{n}_loss at the first batch: {text}") for n, text in words if text not in QUIET]
 
 
 def table(rows: list[ProbeRow], expected: Mapping[str, float]) -> str:

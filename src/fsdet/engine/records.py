@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import logging
-import math
 import platform
 import subprocess
 import sys
@@ -236,8 +235,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None
-
-
-def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Key by key mean of rows with the same keys."""
-    return {key: math.fsum(row[key] for row in rows) / len(rows) for key in rows[0]} if rows else {}

@@ -55,6 +55,10 @@ class RunLog:
         self.records.step(report, epoch, batch, clip_norm)
         self._send(step_values(report, epoch, totals), report.step)
 
+    def debug(self, step: int, text: str) -> None:
+        """A block for training_debug.log alone."""
+        self.records.write("training_debug.log", f"step {step} {text}")
+
     def timing(self, step: int, batch: int, seconds: Mapping[str, float]) -> None:
         self.records.timing(step, batch, seconds)
 
