@@ -46,7 +46,7 @@ def guess_layout(folder: Path) -> DataYaml:
     """
     root = folder.resolve()
     splits: dict[str, tuple[Source, ...]] = {}
-    for place in (root, root / "images", root / "annotations"):
+    for place in (root / "annotations", root, root / "images"):
         if splits or not place.is_dir():
             continue
         entries = sorted(entry for entry in place.iterdir() if entry.is_dir() or entry.suffix == ".json")

@@ -18,7 +18,7 @@ from fsdet.errors import DataError, explain
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MAX_PIXELS = 80_000_000
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # no format that runs another program
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # JPEG includes MPO; no format that runs another program
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _ORIENTATION = 274  # EXIF tag
@@ -94,7 +94,7 @@ def _open(path: str | Path) -> Image.Image:
     except FileNotFoundError as error:
         raise DataError(explain("an image file", "nothing", str(path), "restore the file or its annotation")) from error
     except _BROKEN as error:
-        raise DataError(_broken(path, _looks_like(path))) from error
+        raise DataError(_broken(path, _looks_like(path, error))) from error
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         image.close()
@@ -127,15 +127,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _looks_like(path: str | Path) -> str:
+def _looks_like(path: str | Path, error: Exception) -> str:
+    """What is known of a file without a readable header."""
     try:
         with open(path, "rb") as file:
             head = file.read(32)
-    except OSError as error:
-        return f"{type(error).__name__}: {error.strerror}"
+    except OSError as unreadable:
+        return f"{type(unreadable).__name__}: {unreadable.strerror}"
     if not head:
         return "an empty file (0 bytes)"
-    return f"a file that starts with {head!r}"
+    return f"a file that starts with {head!r} ({type(error).__name__})"
 
 
 def _broken(path: str | Path, got: str) -> str:

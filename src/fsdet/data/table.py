@@ -85,6 +85,7 @@ class Table:
             keep[bad] = False
 
         drop(~np.isfinite(boxes).all(1), "not finite")
+        boxes = np.where(keep[:, None], boxes, 0)
         drop(~(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(1), "no width or height")
         clipped = _clip(boxes, sizes, image)
         drop(~(clipped[:, 2:] - clipped[:, :2] >= MIN_SIDE).all(1), "box outside the image")
@@ -106,9 +107,7 @@ class Table:
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray, image: np.ndarray) -> np.ndarray:
-    high = sizes[image][:, [1, 0, 1, 0]] if len(image) else boxes
-    with np.errstate(invalid="ignore"):
-        return np.clip(boxes, 0, high)
+    return np.clip(boxes, 0, sizes[image][:, [1, 0, 1, 0]]) if len(image) else boxes
 
 
 def _repeated(boxes: np.ndarray, image: np.ndarray, label: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ def read(path: Path, root: Root, report: Report, split: str = "") -> Table:
     Raises:
         DataError: no xml file.
     """
-    xmls, images = _folders(path, root)
+    path = _home(path, root)
+    xmls, images = _folders(path)
     stems = _stems(path, split, root, report)
     found = {
         os.path.splitext(name)[0]: file for name, file in root.files(xmls).items() if name.lower().endswith(".xml")
@@ -89,12 +90,16 @@ def objects(element: ET.Element, where: str, report: Report) -> list[tuple[str, 
     return found
 
 
-def _folders(path: Path, root: Root) -> tuple[Path, Path]:
+def _home(path: Path, root: Root) -> Path:
+    """VOC2007 for VOC2007/JPEGImages; other paths stay."""
+    inside = path.name == "Annotations" or (path.name == "JPEGImages" and (path.parent / "Annotations").is_dir())
+    return path.parent if inside and root.contains(path.parent) else path
+
+
+def _folders(path: Path) -> tuple[Path, Path]:
     """(folder of the xml files, folder of the images)."""
     if path.is_file():  # VOC2007/ImageSets/Main/trainval.txt
         path = next(parent.parent for parent in path.parents if parent.name == "ImageSets")
-    if path.name in ("JPEGImages", "Annotations") and not any(n.endswith(".xml") for n in root.files(path)):
-        path = path.parent
     if (path / "Annotations").is_dir():
         images = next((path / name for name in ("JPEGImages", "images") if (path / name).is_dir()), path)
         return path / "Annotations", images

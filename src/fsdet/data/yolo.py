@@ -88,7 +88,7 @@ def _nearest_names(path: Path, root: Root) -> list[str]:
                 return list(map(str, names))
         for name in ("classes.txt", "obj.names"):
             if name in files:
-                return Path(files[name]).read_text("utf-8-sig").split("\n")
+                return [line.strip() for line in Path(files[name]).read_text("utf-8-sig").strip().splitlines()]
         folder = folder.parent
     raise DataError(
         explain(
