@@ -10,9 +10,10 @@ from fsdet.evaluation.voc07 import pixel_iou
 
 
 def devkit(records, detections, label, threshold):
-    """The VOC devkit's loop: best detections first, each looks at its most overlapping box."""
+    """The VOC devkit's loop on its pixel indices: best detections first, each looks at its most overlapping box."""
+    first = np.array([1, 1, 0, 0])  # [0, 10) is pixels 1 to 10
     rows = [
-        (-float(s), i, b)
+        (-float(s), i, b + first)
         for i, d in enumerate(detections)
         for s, b, c in sorted(zip(d.scores, d.boxes.double().numpy(), d.labels, strict=True), key=lambda x: -x[0])
         if c == label
@@ -24,6 +25,7 @@ def devkit(records, detections, label, threshold):
         for j, (b, c) in enumerate(zip(records[i].boxes.astype(float), records[i].labels, strict=True)):
             if c != label:
                 continue
+            b = b + first
             w, h = min(x2, b[2]) - max(x1, b[0]) + 1, min(y2, b[3]) - max(y1, b[1]) + 1
             inter = w * h if w > 0 and h > 0 else 0.0
             union = (x2 - x1 + 1) * (y2 - y1 + 1) + (b[2] - b[0] + 1) * (b[3] - b[1] + 1) - inter
@@ -60,9 +62,21 @@ def test_eleven_points_by_hand():
 
 
 def test_widths_count_the_last_pixel():
-    assert pixel_iou(np.array([[0.0, 0, 9, 9]]), np.array([[0.0, 0, 4, 9], [20, 20, 29, 29]])).tolist() == [[0.5, 0]]
-    one = Scorer([record(0, [[0, 0, 9, 9]], [0])], 1, "voc07")
-    assert one.score([found([[0, 0, 4, 9]], [0.9], [0])]).ap50() == 0  # IoU of exactly .5 is no hit
+    assert pixel_iou(np.array([[1.0, 1, 10, 10]]), np.array([[1.0, 1, 5, 10], [21, 21, 30, 30]])).tolist() == [[0.5, 0]]
+
+
+def test_iou_of_exactly_the_threshold_is_no_hit():
+    # pixels 1 to 10 and 1 to 5: 50 of 100; without going over to pixel indices it would be 66 of 121
+    ten = Scorer([record(0, [[0, 0, 10, 10]], [0])], 1, "voc07")
+    assert ten.score([found([[0, 0, 5, 10]], [0.9], [0])]).ap50() == 0
+    assert ten.score([found([[0, 0, 5.1, 10]], [0.9], [0])]).ap50() == 1
+
+
+def test_recall_levels_are_those_of_the_published_evaluators():
+    boxes = [[20 * i, 0, 20 * i + 10, 10] for i in range(10)]
+    three = found(boxes[:3], [0.9, 0.8, 0.7], [0, 0, 0])
+    # recall 3 / 10 does not reach numpy's arange level of .30000000000000004, so three of eleven levels count
+    assert Scorer([record(0, boxes, [0] * 10)], 1, "voc07").score([three]).ap50() == pytest.approx(3 / 11)
 
 
 def test_a_second_hit_is_wrong_and_a_hit_on_a_difficult_box_is_nothing():

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """VOC 2007's 11-point average precision. Everingham et al. 2010, section 4.2, doi:10.1007/s11263-009-0275-4
 
-As the published Python evaluators compute it: widths count the last pixel (+1), a detection claims the ground truth it
-overlaps most or none at all, a hit on a difficult box is neither right nor wrong, and IoU must exceed the threshold.
+As the published Python evaluators compute it: boxes are pixel indices from 1 and a width counts the last pixel (+1), a
+detection claims the ground truth it overlaps most or none at all, a hit on a difficult box is neither right nor wrong,
+and IoU must exceed the threshold.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RECALL_STEPS = np.arange(0.0, 1.1, 0.1)  # not linspace: its 0.3 is larger than 3 / 10, and published figures have that
+FIRST_PIXEL = np.array([1.0, 1.0, 0.0, 0.0])  # from this package's x1 <= x < x2 to the devkit's first and last pixel
 CURVE_STEPS = np.linspace(0.0, 1.0, 101)
 
 
@@ -35,7 +37,7 @@ class Instances:
 
 
 def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, 4], [m, 4] xyxy px -> [n, m] IoU where a box from x1 to x2 is x2 - x1 + 1 wide."""
+    """[n, 4], [m, 4] first and last pixels -> [n, m] IoU; a box from x1 to x2 is x2 - x1 + 1 wide."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     inter = (high - low + 1).clip(min=0).prod(-1)
     size_a, size_b = (a[:, 2:] - a[:, :2] + 1).prod(-1), (b[:, 2:] - b[:, :2] + 1).prod(-1)
@@ -51,7 +53,7 @@ def best_match(found: Instances, truth: Instances) -> tuple[np.ndarray, np.ndarr
     images = np.intersect1d(found.image, truth.image)
     spans = [np.searchsorted(x.image, images, side) for x in (found, truth) for side in ("left", "right")]
     for f0, f1, t0, t1 in zip(*spans, strict=True):
-        matrix = pixel_iou(found.boxes[f0:f1], truth.boxes[t0:t1])
+        matrix = pixel_iou(found.boxes[f0:f1] + FIRST_PIXEL, truth.boxes[t0:t1] + FIRST_PIXEL)
         row[f0:f1] = t0 + matrix.argmax(1)
         iou[f0:f1] = matrix.max(1)
     return iou, row
