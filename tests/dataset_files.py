@@ -35,9 +35,9 @@ def coco_document() -> dict:
         height, width = SIZES[name]
         document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
         for label, (x1, y1, x2, y2), crowd in rows:
-            document["annotations"].append(
-                {"id": len(document["annotations"]) + 1, "image_id": number, "category_id": {"cat": 7, "dog": 90}[label],
-                 "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(crowd)})  # fmt: skip
+            box = [x1, y1, x2 - x1, y2 - y1]
+            row = {"image_id": number, "category_id": {"cat": 7, "dog": 90}[label], "bbox": box, "iscrowd": int(crowd)}
+            document["annotations"].append({"id": len(document["annotations"]) + 1, **row})
     return document
 
 
@@ -54,10 +54,10 @@ def yolo(folder: Path, seed: int = 0) -> Path:
     (folder / "labels").mkdir()
     for name, rows in OBJECTS.items():
         height, width = SIZES[name]
-        lines = [
-            f"{NAMES.index(label)} {(x1 + x2) / 2 / width} {(y1 + y2) / 2 / height} {(x2 - x1) / width} {(y2 - y1) / height}"
-            for label, (x1, y1, x2, y2), _ in rows
-        ]
+        lines = []
+        for label, (x1, y1, x2, y2), _ in rows:
+            centre = f"{(x1 + x2) / 2 / width} {(y1 + y2) / 2 / height}"
+            lines.append(f"{NAMES.index(label)} {centre} {(x2 - x1) / width} {(y2 - y1) / height}")
         (folder / "labels" / name.replace(".jpg", ".txt")).write_text("\n".join(lines))
     return folder / "images"
 

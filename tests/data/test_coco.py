@@ -5,8 +5,8 @@ import json
 import math
 
 import pytest
-from dataset_files import NAMES, OBJECTS, SIZES, coco, coco_document, data_yaml, images, rows_of
 
+from dataset_files import NAMES, OBJECTS, SIZES, coco, coco_document, data_yaml, images, rows_of
 from fsdet.data import images as image_files
 from fsdet.data import sources
 from fsdet.errors import DataError
@@ -138,7 +138,9 @@ def test_images_key_says_where_file_names_start(tmp_path):
     assert len(sources.load(file).split("train")) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": []}', "[" * 100_000, '{"images": 1, "annotations": [], "categories": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"images": []}', "[" * 100_000, '{"images": 1, "annotations": [], "categories": []}']
+)
 def test_what_is_no_coco_json_is_refused_by_name(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match=r"x\.json"):

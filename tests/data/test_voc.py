@@ -4,8 +4,8 @@
 import os
 
 import pytest
-from dataset_files import NAMES, OBJECTS, SIZES, data_yaml, image, images, rows_of, voc, voc_xml
 
+from dataset_files import NAMES, OBJECTS, SIZES, data_yaml, image, images, rows_of, voc, voc_xml
 from fsdet.data import sources
 from fsdet.errors import DataError
 

@@ -2,8 +2,8 @@
 """YOLO labels: a good line is its box, a bad one is reported with file:line and costs nothing but itself."""
 
 import pytest
-from dataset_files import NAMES, OBJECTS, SIZES, data_yaml, image, images, rows_of, yolo
 
+from dataset_files import NAMES, OBJECTS, SIZES, data_yaml, image, images, rows_of, yolo
 from fsdet.data import sources
 from fsdet.errors import DataError
 

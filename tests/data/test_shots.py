@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Shot draws are nested, repeatable, independent per class; a shot file that was touched is refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_files import data_yaml, voc
+from fsdet.data import sources
+from fsdet.data.shots import ShotFile, draw_shots, load_picks
+from fsdet.errors import DataError
+from fsdet.types import ImageRecord
+
+NAMES = ("ant", "bee", "cow")
+
+
+def record(name, labels, crowd=None, folder="/data/train"):
+    boxes = [[10 * j, 0, 10 * j + 9, 9] for j in range(len(labels))]
+    return ImageRecord(Path(folder) / name, (100, 100), np.array(boxes), np.array(labels), crowd)
+
+
+RECORDS = [record(f"{i}.jpg", [i % 3, 0, (i + 1) % 3], [False, i % 5 == 0, False]) for i in range(30)]
+
+
+def named(picks, records):
+    return {c: [(str(records[i].path), records[i].boxes[j].tolist()) for i, j in rows] for c, rows in picks.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nested_repeatable_right_class_no_crowd_no_repeat(seed):
+    ten = draw_shots(RECORDS, [0, 1, 2], [1, 3, 10], seed, NAMES)
+    assert ten == draw_shots(RECORDS, [0, 1, 2], [10], seed, NAMES)
+    three = draw_shots(RECORDS, [0, 1, 2], [3], seed, NAMES)
+    for c, rows in ten.items():
+        assert len(rows) == len(set(rows)) == 10 and rows[:3] == three[c]
+        assert all(RECORDS[i].labels[j] == c and not RECORDS[i].crowd[j] for i, j in rows)
+
+
+def test_a_class_is_drawn_the_same_whatever_stands_beside_it_or_wherever_it_lies():
+    want = named(draw_shots(RECORDS, [1], [5], 0, NAMES), RECORDS)[1]
+    assert named(draw_shots(RECORDS, [2, 1, 0], [5], 0, NAMES), RECORDS)[1] == want
+    backwards = RECORDS[::-1]
+    assert named(draw_shots(backwards, [1], [5], 0, NAMES), backwards)[1] == want
+    renumbered = [ImageRecord(r.path, r.size, r.boxes, 2 - r.labels, r.crowd) for r in RECORDS]
+    assert named(draw_shots(renumbered, [1], [5], 0, NAMES[::-1]), renumbered)[1] == want
+    moved = [ImageRecord(Path("/mnt/x/train") / r.path.name, r.size, r.boxes, r.labels, r.crowd) for r in RECORDS]
+    assert draw_shots(moved, [1], [5], 0, NAMES) == draw_shots(RECORDS, [1], [5], 0, NAMES)
+
+
+def test_seeds_and_classes_have_their_own_streams():
+    draws = {tuple(draw_shots(RECORDS, [0], [5], seed, NAMES)[0]) for seed in range(20)}
+    assert len(draws) == 20
+    same = [record(f"{i}.jpg", [0, 1]) for i in range(30)]
+    both = draw_shots(same, [0, 1], [5], 0, NAMES)
+    assert [i for i, _ in both[0]] != [i for i, _ in both[1]]
+
+
+def test_every_image_is_about_equally_often_the_first_shot():
+    records = [record(f"{i}.jpg", [0] * (1 + i)) for i in range(5)]
+    first = Counter(draw_shots(records, [0], [1], seed, NAMES)[0][0][0] for seed in range(500))
+    assert all(60 <= first[i] <= 140 for i in range(5))  # 100 expected, sigma 9
+
+
+def test_images_give_one_instance_each_before_any_gives_a_second():
+    records = [record(f"{i}.jpg", [0] * 4) for i in range(3)]
+    rows = draw_shots(records, [0], [12], 0, NAMES)[0]
+    assert [Counter(i for i, _ in rows[k : k + 3]) for k in (0, 3, 6, 9)] == [Counter(range(3))] * 4
+
+
+def test_too_few_instances_name_class_have_and_need():
+    records = [record("a.jpg", [0, 0, 1], [False, True, False])]
+    with pytest.raises(DataError, match=r"class 'ant': have 1, need 2; class 'cow': have 0, need 2"):
+        draw_shots(records, [0, 2], [2], 0, NAMES)
+    for ks in ([], [0], [-1, 2]):
+        with pytest.raises(DataError, match="at least 1"):
+            draw_shots(records, [0], ks, 0, NAMES)
+
+
+@pytest.fixture
+def data(tmp_path):
+    voc(tmp_path)
+    return sources.load(data_yaml(tmp_path, support=".", base=["dog"], novel=["cat"]))
+
+
+def test_file_round_trip_and_picks(data, tmp_path):
+    drawn = ShotFile.draw(data, [1], 3)
+    drawn.save(tmp_path / "deep/shots.json")
+    loaded = ShotFile.load(tmp_path / "deep/shots.json")
+    assert loaded == drawn and loaded.sha256 == drawn.sha256
+    head = json.loads((tmp_path / "deep/shots.json").read_text())
+    assert (head["version"], head["unit"], head["nested"], head["seed"]) == (1, "instance", True, 3)
+    assert head["shots"] == {"cat": [{"image": "a.jpg", "box": [10, 5, 30, 25]}]} and head["names"] == ["dog", "cat"]
+    picks = load_picks(tmp_path / "deep/shots.json", data, 1)
+    assert picks == {1: [(0, 0)]} == draw_shots(data.split("support"), [1], [1], 3, data.names)
+
+
+def test_picks_survive_another_order_of_classes_and_records(data, tmp_path):
+    shots = ShotFile.draw(data, [1], 0)
+    other = sources.load(data_yaml(tmp_path, support=".", base=["cat", "dog"]))
+    other.split("support").reverse()
+    assert shots.picks(other) == {0: [(1, 0)]}
+
+
+def test_picks_that_do_not_fit_are_told(data, tmp_path):
+    shots = ShotFile.draw(data, [1], 0)
+    with pytest.raises(DataError, match="class 'cat': have 1 shots, need 5"):
+        shots.picks(data, 5)
+    (tmp_path / "a.xml").write_text((tmp_path / "a.xml").read_text().replace("<xmax>30<", "<xmax>31<"))
+    with pytest.raises(DataError, match="1 shots are not in split 'support'"):
+        shots.picks(sources.load(tmp_path))
+    with pytest.raises(DataError, match="class 'cat' is not in the data set"):
+        shots.picks(sources.load(data_yaml(tmp_path, support=".", base=["dog"])))
+    with pytest.raises(DataError, match="Did you mean 'cat'"):
+        ShotFile.draw(data, [1], 0, classes=["cut"])
+
+
+DAMAGE = {
+    "edited box": lambda d: d["shots"]["cat"][0]["box"].__setitem__(0, 11),
+    "removed shot": lambda d: d["shots"]["cat"].clear(),
+    "no hash": lambda d: d.pop("sha256"),
+    "version": lambda d: d.update(version=2),
+    "unit": lambda d: d.update(unit="image"),
+    "no list": lambda d: d.pop("shots"),
+    "wrong list": lambda d: d.update(shots=[1]),
+    "three numbers": lambda d: d["shots"]["cat"][0]["box"].pop(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_touched_file_is_refused(data, tmp_path, damage):
+    path = tmp_path / "shots.json"
+    ShotFile.draw(data, [1], 0).save(path)
+    document = json.loads(path.read_text())
+    DAMAGE[damage](document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"shots\.json"):
+        ShotFile.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_what_is_no_shot_file_is_refused(tmp_path, text):
+    (tmp_path / "shots.json").write_text(text)
+    with pytest.raises(DataError, match="a shot file"):
+        ShotFile.load(tmp_path / "shots.json")
