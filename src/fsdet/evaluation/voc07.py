@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RECALL_STEPS = np.arange(0.0, 1.1, 0.1)  # not linspace: its 0.3 is larger than 3 / 10, and published figures have that
+RECALL_STEPS = np.arange(0.0, 1.1, 0.1)  # its .3 is a hair above 3 / 10; kept, since published figures have it
 FIRST_PIXEL = np.array([1.0, 1.0, 0.0, 0.0])  # from this package's x1 <= x < x2 to the devkit's first and last pixel
 CURVE_STEPS = np.linspace(0.0, 1.0, 101)
 
