@@ -91,15 +91,16 @@ else
     fi
 fi
 
-# One stage with everything that it needs. Paths among the arguments mean what they mean where the user stands.
+# One stage with everything that it needs: run_stage STAGE ARGUMENTS... Paths mean what they mean where the user stands.
 run_stage() {
-    local word words=()
+    local stage="$1" word words=()
+    shift
     for word in "$@"; do
-        case "$word" in
-            -*|*=*) words+=("$word") ;;
-            *) if [ -e "$word" ]; then words+=("$(cd "$(dirname "$word")" && pwd)/$(basename "$word")"); else words+=("$word"); fi ;;
-        esac
+        if [ "$PWD" != "$ROOT" ] && [ -e "$word" ]; then
+            word="$(cd "$(dirname "$word")" && pwd)/$(basename "$word")"
+        fi
+        words+=("$word")
     done
     cd "$ROOT"
-    exec "$PY" "$ROOT/scripts/run_stage.py" "${words[0]}" ${words[@]+"${words[@]:1}"}
+    exec "$PY" "$ROOT/scripts/run_stage.py" "$stage" ${words[@]+"${words[@]}"}
 }

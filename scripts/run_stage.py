@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from train import ROOT, Request, fsdet, guarded, translate  # the file beside this one
+from train import DEMO, ROOT, Request, demo_missing, fsdet, guarded, translate  # the file beside this one
 
 from fsdet import config as configs
 from fsdet import yaml_strict
@@ -22,7 +22,7 @@ from fsdet.config import Config
 from fsdet.errors import ConfigError, UserError, explain
 
 PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.threads=")  # overrides the stage before needs too
-FREE = ("run.dir", "run.device", "run.precision", "run.threads", "data.workers", "data.cache", "save", "log")
+FREE = ("run.dir", "run.device", "run.precision", "run.threads", "data.workers", "data.cache", "save", "log", "eval")
 STAGES = {1: "base", 2: "episodic", 3: "finetune"}
 times: dict[str, float] = {}
 
@@ -50,9 +50,11 @@ def run_stage(request: Request) -> Path:
         _same_or_refuse(config, folder)
         print(f"{folder}: finished before, nothing to train")
     else:
-        _data(config)
-        _stage_before(request, source, config)
+        if demo_missing(config):
+            call("demo data", "data", "demo", DEMO)
         resume = ["--resume"] if (folder / "last.pt").exists() and not request.exist_ok else []
+        if not resume:
+            _stage_before(request, source, config)
         call(name, "train", _shown(source), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides)
     if request.stage > 1:
         _evaluate(config, folder)
@@ -108,23 +110,15 @@ def _same_or_refuse(config: Config, folder: Path) -> None:
 
 def _flat(value: object, at: str = "") -> dict[str, object]:
     if isinstance(value, dict) and value:
-        return {
-            k: v for key, inner in value.items() for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()
-        }
+        inner = (_flat(item, f"{at}.{key}" if at else str(key)) for key, item in value.items())
+        return {key: leaf for part in inner for key, leaf in part.items()}
     return {at: value}
-
-
-def _data(config: Config) -> None:
-    demo = Path("datasets/demo")
-    path = Path(config.data.path)
-    if not path.exists() and path.parent == demo:
-        call("demo data", "data", "demo", demo)
 
 
 def _stage_before(request: Request, source: Path, config: Config) -> None:
     """Train the stage that stage.init_from names when its checkpoint is missing and its configuration is known."""
     init = config.stage.init_from
-    if init is None or Path(init).exists() or (Path(config.run.dir) / "last.pt").exists():
+    if init is None or Path(init).exists():
         return
     before = source.with_name(f"stage_{request.stage - 1}.yaml")
     passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
@@ -139,7 +133,7 @@ def _stage_before(request: Request, source: Path, config: Config) -> None:
 
 def _evaluate(config: Config, folder: Path) -> None:
     results, best = folder / "results.json", folder / "best.pt"
-    if results.exists() and results.stat().st_mtime_ns >= best.stat().st_mtime_ns:
+    if results.exists() and results.stat().st_mtime_ns >= best.stat().st_mtime_ns and _asked(config, results):
         call("table", "eval", "--table", results)
         return
     shots = ",".join(map(str, config.eval.shots))
@@ -148,6 +142,17 @@ def _evaluate(config: Config, folder: Path) -> None:
         *("eval", best, "--shots", shots, "--seeds", config.eval.seeds, "--json", results),
         *("--setting", config.eval.setting, "--metric", config.eval.metric),
     )
+
+
+def _asked(config: Config, path: Path) -> bool:
+    """Whether a results.json answers what eval.* asks; a fine-tuned detector has one K and one draw, its own."""
+    from fsdet.evaluation.summary import read_results
+
+    found, asked = read_results(path), config.eval
+    if (found["setting"], found["metric"]) != (asked.setting, asked.metric):
+        return False
+    draws = [int(k) for k in found["shots"]], len(found["seeds"])
+    return config.stage.name == "finetune" or draws == (sorted(asked.shots), asked.seeds)
 
 
 def closing(stage: int, folder: Path) -> str:

@@ -4,7 +4,8 @@
 
     python scripts/train.py --stage 2 --epochs 100 --n_way 4 --n_query 4 --lr 1e-4 --checkpoint C
 
-The configuration is configs/stage_N.yaml unless --config names another. `--n_way` and `--n-way` are the same flag.
+Without CONFIG it is configs/stage_N.yaml when --data_root names data, else configs/demo/stage_N.yaml on the demo set.
+`--n_way` and `--n-way` are the same flag.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from fsdet import config as configs  # noqa: E402
 from fsdet import yaml_strict  # noqa: E402
 from fsdet.cli._arguments import split_overrides  # noqa: E402
 from fsdet.cli.main import Parser  # noqa: E402
@@ -64,6 +66,7 @@ NO_EFFECT = {
     "--triplet-ratio": "triplets are mined among the boxes of each batch; --triplet-weight sets their weight",
     "--triplet-batch-size": "triplets are mined among the boxes of each batch; loss.pair_rows caps them",
 }
+DEMO = Path("datasets/demo")  # where the shipped configurations expect the demo set
 DEFAULT_TRIPLET = 0.2  # what --use_triplet means when no --triplet_weight is given
 
 
@@ -227,13 +230,28 @@ def guarded(run: Callable[[], int]) -> int:
         return stop.code if isinstance(stop.code, int) else 2
 
 
+def demo_missing(config: configs.Config) -> bool:
+    """Whether a configuration wants the demo set and it has not been drawn."""
+    path = Path(config.data.path)
+    return path.parent == DEMO and not path.exists()
+
+
 def train(argv: Sequence[str]) -> int:
-    """Translate and hand over to `fsdet train`."""
+    """Translate and hand over to `fsdet train`; draws the demo set when it is wanted and missing."""
     request = translate(argv)
-    config = request.config or ROOT / "configs" / f"stage_{request.stage}.yaml"
+    own_data = any(text.startswith("data.path=") for text in request.overrides)
+    folder = ROOT / "configs" if own_data else ROOT / "configs" / "demo"
+    config = request.config or folder / f"stage_{request.stage}.yaml"
+    settings = configs.load(config, request.overrides)
+    init = settings.stage.init_from
+    if init and not Path(init).exists() and not any(t.startswith("stage.init_from=") for t in request.overrides):
+        request.notes.append(f"{init} is missing and no --checkpoint is given: starting from scratch")
+        request.overrides.append("stage.init_from=")
     for note in request.notes:
         print(f"note: {note}")
     print("fsdet train", os.path.relpath(config), *request.overrides, flush=True)
+    if demo_missing(settings) and (code := fsdet(["data", "demo", str(DEMO)])):
+        return code
     resume = [] if request.resume is None else [f"--resume={request.resume}" if request.resume else "--resume"]
     return fsdet(["train", str(config), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides])
 

@@ -189,6 +189,8 @@ class _Draft:
         return values
 
     def _parsed(self, text: str, kinds: set[Any], where: str) -> Any:
+        if not text.strip() and type(None) not in kinds and str in kinds:
+            return ""
         document = yaml_strict.parse(text, where)
         if str in kinds and not kinds & {dict, list, tuple} and not isinstance(document.value, str | None):
             return text.strip()  # a name such as 123 or `a: b` is meant as written

@@ -34,15 +34,14 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end; prints where the run is."""
-    if args.resume is None:
-        settings = config.load(args.config, args.overrides)
-    else:
-        settings = _resumed(args)
+    settings = config.load(args.config, args.overrides) if args.resume is None else _resumed(args)
     from fsdet import tasks
 
     trainer = tasks.build(settings, resume=args.resume is not None, exist_ok=args.exist_ok)
     result = trainer.fit()
-    print(f"run folder: {result.folder}")
+    print(f"{result.steps} steps; run folder: {result.folder}")
+    for command in result.next_commands:
+        print(f"next: {command}")
     return 0
 
 

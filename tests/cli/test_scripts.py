@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""scripts/train.py turns flags into keys; scripts/run_stage.py brings a stage about from whatever is missing."""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsdet import config
+from fsdet.data import sources
+from fsdet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_2 = ROOT / "configs/demo/stage_2.yaml"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """(train, run_stage) as modules."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    yield importlib.import_module("train"), importlib.import_module("run_stage")
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.fixture
+def flags(scripts):
+    """The configuration that flags make of the demo's stage 2 (or another stage)."""
+
+    def resolve(line: str, stage: int = 2):
+        request = scripts[0].translate(line.split(), stage)
+        return config.load(ROOT / f"configs/demo/stage_{request.stage}.yaml", request.overrides), request
+
+    return resolve
+
+
+def test_the_command_of_the_documents_means_what_its_users_mean(flags):
+    got, request = flags(
+        "--stage 2 --epochs 100 --batch_size 32 --n_way 4 --n_query 4 --lr 1e-4 --gradient_clip_norm 10.0 "
+        "--dfl_weight 0.75 --warmup_epochs 3 --checkpoint checkpoints/stage1/best.pt"
+    )
+    assert (got.optim.epochs, got.optim.lr, got.optim.clip_norm, got.optim.warmup_epochs) == (100, 1e-4, 10, 3)
+    assert (got.episode.ways, got.episode.queries) == (4, 16), "queries per episode = n_way x n_query"
+    assert (got.loss.weights.dfl, got.stage.init_from) == (0.75, "checkpoints/stage1/best.pt")
+    assert [note for note in request.notes if "--batch_size" in note]
+
+
+ALL = {
+    "--bbox_weight 1.5": ("loss.weights.bbox", 1.5),
+    "--cls_weight 1.5": ("loss.weights.cls", 1.5),
+    "--supcon_weight 1.5": ("loss.weights.supcon", 1.5),
+    "--cpe_weight 1.5": ("loss.weights.cpe", 1.5),
+    "--triplet_weight 1.5": ("loss.weights.triplet", 1.5),
+    "--use_triplet": ("loss.weights.triplet", 0.2),
+    "--use_triplet --triplet_weight 0": ("loss.weights.triplet", 0.0),
+    "--weight_decay 5e-3": ("optim.weight_decay", 5e-3),
+    "--gradient_accumulation 4": ("optim.accumulate", 4),
+    "--head-lr-multiplier 5": ("optim.lr_scale", {"head": 5.0}),
+    "--head_lr_multiplier=5": ("optim.lr_scale", {"head": 5.0}),
+    "--save_dir x/y": ("run.dir", "x/y"),
+    "--checkpoint_dir x/y": ("run.dir", "x/y"),
+    "--mixed_precision": ("run.precision", "auto"),
+    "--device cuda:1": ("run.device", "cuda:1"),
+    "--num_workers 3": ("data.workers", 3),
+    "--n_episodes 200": ("episode.per_epoch", 200),
+    "--n_shot 5": ("episode.shots", 5),
+    "--use_wandb": ("log.wandb.mode", "auto"),
+    "--wandb_project p": ("log.wandb.project", "p"),
+    "--wandb_entity e": ("log.wandb.entity", "e"),
+    "--wandb_name n": ("log.wandb.name", "n"),
+    "--debug": ("log.debug", True),
+    "--batch_size 8": ("episode.queries", 8),
+    "--lr 1e-4 optim.lr=2e-4": ("optim.lr", 2e-4),
+}
+
+
+@pytest.mark.parametrize(("line", "wanted"), ALL.items(), ids=list(ALL))
+def test_each_flag_sets_its_key(line, wanted, flags):
+    got, _ = flags(line)
+    for name in wanted[0].split("."):
+        got = getattr(got, name)
+    assert got == wanted[1]
+
+
+@pytest.mark.parametrize("flag", ["--save_interval 5", "--triplet_ratio 0.5", "--triplet_batch_size 8"])
+def test_a_flag_without_meaning_here_is_accepted_and_says_so(flag, flags):
+    got, request = flags(flag)
+    assert got == config.load(DEMO_2) and f"{flag.split()[0].replace('_', '-')} has no effect" in request.notes[0]
+
+
+def test_the_batch_size_counts_images_in_stages_1_and_3(flags):
+    assert [flags("--batch_size 6", stage)[0].episode.queries for stage in (1, 3)] == [6, 6]
+
+
+def test_slips_in_flags_are_told(scripts, flags, capsys):
+    with pytest.raises(UserError, match="expected --n_way beside --n_query"):
+        flags("--n_query 4")
+    with pytest.raises(UserError, match="expected a data YAML or folder, got nothing there"):
+        flags("--data_root no/where")
+    assert scripts[0].guarded(lambda: flags("--lrr 3")) == 2
+    assert "Did you mean '--lr'?" in capsys.readouterr().err
+    assert scripts[0].guarded(lambda: scripts[0].train([])) == 2
+    assert "expected --stage 1, 2 or 3" in capsys.readouterr().err
+
+
+def yolo_folder(folder: Path, count: int) -> Path:
+    """A folder as these users have it: images/ and labels/ with two classes, and a data.yaml that names them."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((40, 50, 3), 9 * i, np.uint8)).save(folder / f"images/{i}.png")
+        (folder / f"labels/{i}.txt").write_text(f"{i % 2} 0.5 0.5 0.4 0.4\n")
+    (folder / "data.yaml").write_text("train: images\nnames: [cup, fork]\n")
+    return folder
+
+
+def test_two_roots_become_one_data_set(scripts, tmp_path):
+    roots = yolo_folder(tmp_path / "d/train", 3), yolo_folder(tmp_path / "d/val", 2)
+    data = sources.load(scripts[0].data_path(*roots))
+    assert {split: len(data.split(split)) for split in data.splits} == {"train": 3, "val": 2}
+    assert data.names == ("cup", "fork")
+    assert scripts[0].data_path(roots[0], None) == scripts[0].data_path(roots[0], roots[0]) == roots[0]
+
+
+class World:
+    """Stands in for `fsdet`: notes every command and leaves the files that it would leave."""
+
+    def __init__(self, scripts, monkeypatch):
+        self.commands: list[list[str]] = []
+        monkeypatch.setattr(scripts[0], "fsdet", self)
+        monkeypatch.setattr(scripts[1], "fsdet", self)
+        scripts[1].times.clear()
+        self.code = 0
+
+    def __call__(self, argv):
+        self.commands.append(argv)
+        if argv[0] == "data":
+            Path("datasets/demo").mkdir(parents=True)
+            Path("datasets/demo/data.yaml").write_text("")
+        if argv[0] == "train" and not self.code:
+            settings = config.load(argv[1], [word for word in argv[2:] if "=" in word])
+            leave(settings, finished=True)
+        if argv[0] == "eval" and "--json" in argv:
+            Path(argv[argv.index("--json") + 1]).write_text(json.dumps(RESULTS))
+        return self.code
+
+    def verbs(self):
+        return [" ".join(command[:2]) if command[0] == "data" else command[0] for command in self.commands]
+
+
+RESULTS = {"setting": "gfsod", "metric": "coco", "tta": False, "checkpoint_sha256": "ab", "seeds": [0, 1, 2],
+           "standard": {}, "shots": {"1": {}, "5": {}}, "ms_per_image": 1.0}  # fmt: skip
+
+
+def leave(settings, finished):
+    folder = Path(settings.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.dump(settings))
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "finished": finished, "files": {}}))
+    for name in ("last.pt", "best.pt"):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (1e9, 1e9))
+
+
+@pytest.fixture
+def world(scripts, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return World(scripts, monkeypatch)
+
+
+@pytest.fixture
+def stage(scripts, world):
+    return lambda *argv: scripts[0].guarded(lambda: scripts[1].main(list(argv)))
+
+
+def test_from_nothing_stage_2_draws_data_trains_stage_1_then_2_and_evaluates(stage, world, capsys):
+    assert stage("2", "model.embed_dim=64", "optim.epochs=1") == 0
+    assert world.verbs() == ["data demo", "train", "train", "eval"]
+    first, second = world.commands[1:3]
+    assert first[1].endswith("demo/stage_1.yaml") and first[2:] == ["model.embed_dim=64"]
+    assert second[1].endswith("demo/stage_2.yaml") and second[2:] == ["model.embed_dim=64", "optim.epochs=1"]
+    assert "--resume" not in first + second
+    told = capsys.readouterr().out
+    for part in ("demo data", "train stage 1", "train stage 2", "evaluation of stage2", "scripts/train_stage_3.sh"):
+        assert part in told
+
+
+def test_a_stopped_run_is_resumed_and_a_finished_one_only_prints_its_table(stage, world):
+    leave(config.load(DEMO_2), finished=False)
+    Path("datasets/demo").mkdir(parents=True)
+    Path("datasets/demo/data.yaml").write_text("")
+    assert stage("2") == 0
+    assert world.verbs() == ["train", "eval"] and "--resume" in world.commands[0]
+    world.commands.clear()
+    assert stage("2", "run.threads=1", "log.every=3") == 0
+    assert world.commands == [["eval", "--table", "checkpoints/stage2/results.json"]]
+
+
+def test_another_question_to_a_finished_run_is_evaluated_anew(stage, world):
+    leave(config.load(DEMO_2), finished=True)
+    Path("checkpoints/stage2/results.json").write_text(json.dumps(RESULTS))
+    assert stage("2", "eval.shots=[2]") == 0
+    assert world.commands[0][:4] == ["eval", "checkpoints/stage2/best.pt", "--shots", "2"]
+
+
+def test_a_finished_run_with_other_settings_is_not_passed_off_as_this_one(stage, world, capsys):
+    leave(config.load(DEMO_2), finished=True)
+    assert stage("2", "optim.epochs=77") == 2
+    told = capsys.readouterr().err
+    assert "optim.epochs 5.0 -> 77.0" in told.replace("'", "") and "--exist-ok" in told and world.commands == []
+
+
+def test_exist_ok_makes_a_finished_run_anew_with_everything_that_it_needs(stage, world):
+    leave(config.load(DEMO_2), finished=True)
+    assert stage("2", "optim.epochs=77", "--exist-ok") == 0
+    assert world.verbs() == ["data demo", "train", "train", "eval"]
+    assert "--exist-ok" in world.commands[2] and "--exist-ok" not in world.commands[1]
+
+
+def test_a_failing_part_ends_the_script_with_its_code(stage, world):
+    world.code = 143
+    assert stage("1") == 143 and len(world.commands) == 1
+
+
+def test_a_missing_checkpoint_that_no_shipped_stage_makes_is_told(stage, world, capsys):
+    Path("datasets/demo").mkdir(parents=True)
+    Path("datasets/demo/data.yaml").write_text("")
+    assert stage("2", "--checkpoint", "mine.pt") == 2
+    assert "stage.init_from=mine.pt: expected a checkpoint, got no such file" in capsys.readouterr().err
+
+
+def test_a_configuration_of_another_stage_is_told(stage, world, capsys):
+    assert stage("2", str(ROOT / "configs/demo/stage_3.yaml")) == 2
+    assert "expected stage.name episodic, got finetune" in capsys.readouterr().err
+
+
+def test_train_py_starts_from_scratch_without_a_checkpoint_and_says_so(scripts, world, capsys):
+    assert scripts[0].train("--stage 2 --epochs 5 --n_way 2 --batch_size 16 --warmup_epochs 1".split()) == 0
+    assert world.verbs() == ["data demo", "train"]
+    settings = config.load(world.commands[1][1], world.commands[1][2:])
+    assert (settings.stage.init_from, settings.episode.ways, settings.episode.queries) == (None, 2, 16)
+    assert "starting from scratch" in capsys.readouterr().out

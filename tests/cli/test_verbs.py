@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Verbs hand what they were told to the layer below, and print what it returns."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsdet import config
+from fsdet.bank import PrototypeBank
+from fsdet.cli.main import main
+from fsdet.data import sources, synthetic
+from fsdet.data.shots import ShotFile
+from fsdet.evaluation import summary
+from fsdet.tasks import inspect, protocol, use
+
+SIZES = {"train": 6, "val": 4, "test": 4, "support": 60}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return synthetic.draw_demo(tmp_path_factory.mktemp("demo") / "set", processes=1, sizes=SIZES)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("best.pt").write_bytes(b"x")
+    return "best.pt"
+
+
+def results() -> dict:
+    row = dict.fromkeys(("nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "fp_per_image", "recall"), 0.5)
+    return summary.results_json(
+        setting="gfsod",
+        metric="coco",
+        checkpoint_sha256="ab" * 32,
+        seeds=[0, 1],
+        standard={"bAP50": 0.6, "bAP": 0.4},
+        shots={5: [row, row]},
+        ms_per_image=3.0,
+    )
+
+
+def test_eval_passes_its_flags_on_and_prints_the_table(checkpoint, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(
+        protocol, "evaluate_checkpoint", lambda path, **flags: seen.update(flags, path=path) or results()
+    )
+    assert main(["eval", checkpoint, "--shots", "1,5", "--seeds", "2", "--setting", "fsod", "--json", "r.json"]) == 0
+    assert seen == {"path": Path(checkpoint), "data": None, "shots": [1, 5], "seeds": 2, "bank": None,
+                    "json_out": Path("r.json"), "setting": "fsod", "metric": None}  # fmt: skip
+    assert "nAP50" in capsys.readouterr().out
+
+
+def test_eval_table_puts_finished_results_side_by_side_by_run(checkpoint, capsys):
+    for run in ("stage2", "stage3"):
+        Path(run).mkdir()
+        Path(run, "results.json").write_text(json.dumps(results()), encoding="utf-8")
+    assert main(["eval", "--table", "stage2/results.json", "stage3/results.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "| stage2" in shown and "| stage3" in shown
+
+
+def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoint, monkeypatch, capsys):
+    Path("support").mkdir()
+    Path("c.yaml").write_text("run: {seed: 4}", encoding="utf-8")
+    bank = PrototypeBank(("cup", "fork"), (torch.ones(1, 4), torch.ones(2, 4)), "ab" * 32)
+    monkeypatch.setattr(use, "register", lambda checkpoint, support, out: bank)
+    monkeypatch.setattr(use, "predict", lambda checkpoint, **flags: f"{flags['conf']} of {flags['support']}")
+    monkeypatch.setattr(inspect, "probe", lambda settings: f"probed {settings.run.seed}")
+    monkeypatch.setattr(inspect, "check", lambda settings: f"checked {settings.run.seed}")
+    monkeypatch.setattr(inspect, "info", lambda path: f"about {path}")
+    assert main(["register", checkpoint, "--support", "support", "--out", "my.bank"]) == 0
+    assert "my.bank: 2 classes: cup, fork" in capsys.readouterr().out
+    assert main(["predict", checkpoint, "--support", "support", "--source", ".", "--out", "o", "--conf", "0"]) == 0
+    assert capsys.readouterr().out == "0.0 of support\n"
+    for argv, told in (
+        (["probe", "c.yaml", "run.seed=6"], "probed 6"),
+        (["check", "c.yaml"], "checked 4"),
+        (["info", checkpoint], "about best.pt"),
+    ):
+        assert main(argv) == 0 and capsys.readouterr().out == told + "\n"
+
+
+def test_info_of_a_config_prints_every_key_resolved(checkpoint, capsys):
+    Path("c.yaml").write_text("optim: {steps: 9}", encoding="utf-8")
+    assert main(["info", "c.yaml", "run.seed=7"]) == 0
+    Path("printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert config.load("printed.yaml") == config.load("c.yaml", ["run.seed=7"])
+
+
+def test_bank_lists_merges_and_removes(checkpoint, capsys):
+    rows = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    PrototypeBank(("cup", "fork"), (rows[:1], rows[1:]), "ab" * 32).save(Path("a.bank"))
+    PrototypeBank(("fork", "pen"), (rows[:2], rows[2:]), "ab" * 32).save(Path("b.bank"))
+    assert main(["bank", "merge", "a.bank", "b.bank", "--out", "c.bank"]) == 0
+    assert "fork: 4 instances" in capsys.readouterr().out
+    assert main(["bank", "remove", "c.bank", "fork"]) == 0
+    assert PrototypeBank.load(Path("c.bank")).names == ("cup", "pen")
+    assert main(["bank", "list", "c.bank"]) == 0 and "2 classes" in capsys.readouterr().out
+    assert main(["bank", "remove", "c.bank", "pne"]) == 2 and "Did you mean 'pen'?" in capsys.readouterr().err
+
+
+def test_data_check_accepts_the_demo_and_refuses_a_damaged_one(demo, tmp_path, capsys):
+    assert main(["data", "check", str(demo), "--shots", "1"]) == 0
+    assert "errors: 0" in capsys.readouterr().out
+    assert main(["data", "convert", str(demo), str(tmp_path / "yolo"), "--to", "yolo"]) == 0
+    capsys.readouterr()
+    picture = next((tmp_path / "yolo/images/val").iterdir())
+    picture.write_bytes(picture.read_bytes()[:2000])
+    assert main(["data", "check", str(tmp_path / "yolo/data.yaml"), "--deep", "--shots", "1"]) == 2
+    assert picture.name in capsys.readouterr().out
+
+
+def test_data_convert_and_shots_write_what_load_reads(demo, tmp_path, capsys):
+    assert main(["data", "convert", str(demo), str(tmp_path / "voc"), "--to", "voc"]) == 0
+    there, here = sources.load(demo), sources.load(tmp_path / "voc/data.yaml")
+    assert here.names == there.names
+    for split in there.splits:
+        assert [len(r.boxes) for r in here.split(split)] == [len(r.boxes) for r in there.split(split)]
+    assert main(["data", "shots", str(demo), "--shots", "1,2", "--seed", "3", "--out", str(tmp_path / "s.json")]) == 0
+    drawn = ShotFile.load(tmp_path / "s.json")
+    assert (drawn.ks, drawn.seed, len(drawn.shots)) == ((1, 2), 3, len(there.novel))
+
+
+def test_data_demo_draws_into_the_folder_it_is_given(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def draw(out, seed, progress):
+        progress(3, 3)
+        seen.append((out, seed))
+        return out / "data.yaml"
+
+    monkeypatch.setattr(synthetic, "draw_demo", draw)
+    assert main(["data", "demo", str(tmp_path / "d"), "--seed", "2"]) == 0
+    assert seen == [(tmp_path / "d", 2)] and capsys.readouterr().out.strip() == str(tmp_path / "d/data.yaml")
