@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One stage-1 step of ours against Ultralytics' own, interleaved in one process, on the same images and targets.
+
+Ours: dual head, the losses given by --losses, guards, EMA. Theirs: DetectionModel, v8DetectionLoss, clip, SGD, EMA.
+Both count process time of one step, so that other load on the machine drops out of the ratio.
+
+    python scripts/bench/step.py --pairs 100 --size 320 --batch 4 --threads 1
+"""
+
+import argparse
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import fsdet  # noqa: F401  (environment switches, before torch)
+from fsdet.config import Guard, Optim
+from fsdet.engine.ema import Ema
+from fsdet.engine.optimizer import build_optimizer
+from fsdet.engine.step import StepController
+from fsdet.models.build import build_model, model_spec
+from fsdet.objective import MultiLoss
+from fsdet.types import Episode, Targets
+
+WEIGHTS = {"bbox": 7.5, "cls": 0.5, "dfl": 1.5, "supcon": 0.5, "cpe": 0.3, "triplet": 0.3}
+BOXES = 5
+
+
+def scene(batch: int, size: int, classes: int, seed: int) -> Episode:
+    """Random images and boxes."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(batch, BOXES, 2, generator=g) * 0.6 * size
+    boxes = torch.cat((corner, corner + (0.1 + 0.25 * torch.rand(batch, BOXES, 2, generator=g)) * size), -1)
+    labels = torch.randint(classes, (batch, BOXES), generator=g)
+    known = torch.ones(batch, classes, dtype=torch.bool)
+    targets = Targets(boxes, labels, torch.full_like(labels, -1), torch.ones_like(labels, dtype=torch.bool), known,
+                      known[:, :0])  # fmt: skip
+    none = torch.zeros(0, dtype=torch.long)
+    return Episode(seed, torch.rand(batch, 3, size, size, generator=g), targets, torch.zeros(0, 3, 32, 32),
+                   torch.zeros(0, 4), none, none, tuple(f"scene {seed}/{i}" for i in range(batch)))  # fmt: skip
+
+
+class Ours:
+    """The engine's step on the dual-head detector."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.name, self.backbone = "bench", args.backbone
+        spec = model_spec(args.backbone, "P3-P5", args.classes, 128, 16, "anchors", True)
+        self.model = build_model(spec).to(args.device, memory_format=torch.channels_last).train()
+        self.objective = MultiLoss({n: WEIGHTS[n] for n in args.losses}).to(args.device)
+        optimizer = build_optimizer(self.param_groups(), Optim(lr=1e-3))
+        ema = Ema(self.model, 0.9999, 2000)
+        self.control = StepController(self, optimizer, device=torch.device(args.device), precision=args.precision,
+                                      guard=Guard(), ema=ema)  # fmt: skip
+
+    def param_groups(self):
+        return self.model.groups()
+
+    def losses(self, batch: Episode):
+        output, dense = self.model(batch)
+        return self.objective(output, batch.targets, batch.class_ids, contrast=self.model.contrast,
+                              probe_at=dense.features, image_ids=batch.image_ids)  # fmt: skip
+
+    def step(self, batch: Episode) -> None:
+        report = self.control.run([batch], lr_factor=1.0, clip_norm=10.0)
+        if not report.committed:
+            raise SystemExit(f"our step was rejected: {report}")
+
+
+class Theirs:
+    """Ultralytics' step, from its own parts."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ultralytics.nn.tasks import DetectionModel
+        from ultralytics.utils.torch_utils import ModelEMA
+
+        torch.manual_seed(0)
+        self.model = DetectionModel(f"{args.backbone}.yaml", nc=args.classes, verbose=False).to(args.device).train()
+        self.model.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, overlap_mask=True)
+        decay = [p for p in self.model.parameters() if p.dim() > 1]
+        rest = [p for p in self.model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.SGD([{"params": decay, "weight_decay": 5e-4}, {"params": rest}], lr=1e-3,
+                                         momentum=0.9, nesterov=True)  # fmt: skip
+        self.ema = ModelEMA(self.model)
+        self.scaler = torch.amp.GradScaler(args.device, enabled=args.precision == "fp16")
+        self.precision, self.device = args.precision, args.device
+
+    def step(self, batch: Episode) -> None:
+        size = batch.query.shape[-1]
+        boxes = batch.targets.boxes.flatten(0, 1) / size
+        xywh = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1)
+        labels = batch.targets.base_labels.flatten().float()
+        index = torch.arange(len(batch.query), device=labels.device).repeat_interleave(BOXES).float()
+        batch_dict = {"img": batch.query, "batch_idx": index, "cls": labels[:, None], "bboxes": xywh}
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
+        with torch.autocast(self.device, dtype, enabled=dtype is not None):
+            loss, _ = self.model(batch_dict)
+        self.scaler.scale(loss.sum()).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=10.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.ema.update(self.model)
+
+
+def seconds(stepper: Ours | Theirs, batch: Episode, device: str) -> float:
+    """Cost of one step: process time on the CPU, wall time with a sync on a GPU."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = clock()
+    stepper.step(batch)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--backbone", default="yolov8n")
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--losses", nargs="+", default=["bbox", "cls", "dfl", "supcon"], choices=sorted(WEIGHTS))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    ours, theirs = Ours(args), Theirs(args)
+    batches = [scene(args.batch, args.size, args.classes, seed) for seed in range(4)]
+    rows = []
+    for i in range(args.pairs + 3):
+        batch = batches[i % 4].to(torch.device(args.device))
+        order = (ours, theirs) if i % 2 else (theirs, ours)
+        spent = {type(s).__name__: seconds(s, batch, args.device) for s in order}
+        rows.append((spent["Ours"], spent["Theirs"]))
+    rows = np.array(rows[3:])
+    ratio = rows[:, 0] / rows[:, 1]
+    boot = np.random.default_rng(0).choice(ratio, (2000, len(ratio)))
+    low, high = np.quantile(np.median(boot, 1), (0.025, 0.975))
+    print(f"{args.backbone} {args.size} px batch {args.batch} {args.precision} {args.device}, {args.threads} thread(s), "
+          f"{len(rows)} pairs, losses {' '.join(args.losses)}")  # fmt: skip
+    print(f"ours {1000 * np.median(rows[:, 0]):.1f} ms, theirs {1000 * np.median(rows[:, 1]):.1f} ms, "
+          f"ratio median {np.median(ratio):.3f} (95 % {low:.3f} to {high:.3f})")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What goes into batch i: plan(i) is a pure function of (seed, i), so a resumed run needs to remember only i."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fsdet.errors import DataError, explain
+from fsdet.types import EpisodePlan, ImageRecord
+
+MIN_SUPPORT_SIDE = 8.0  # px of the original image: a smaller instance shows nothing of its class
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """ways N; shots (least, most) K; queries Q; negatives: share of queries without any of the N classes."""
+
+    ways: int
+    shots: tuple[int, int]
+    queries: int
+    negatives: float
+
+
+def support_instances(records: Sequence[ImageRecord], classes: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    """{class: [(record index, box index), ...]} of the instances that can be a support: no crowd, not tiny."""
+    found: dict[int, list[tuple[int, int]]] = {c: [] for c in classes}
+    for i, record in enumerate(records):
+        sides = record.boxes[:, 2:] - record.boxes[:, :2]
+        for j, label in enumerate(record.labels.tolist()):
+            if label in found and not record.crowd[j] and sides[j].min() >= MIN_SUPPORT_SIDE:
+                found[label].append((i, j))
+    return found
+
+
+class EpochPlanner:
+    """Stage 1 and 3: every image once an epoch, in an order drawn per epoch; N = 0."""
+
+    def __init__(self, images: int, queries: int, seed: int) -> None:
+        if images < 1:
+            raise DataError(explain("at least one training image", "none", "split train", "check the data YAML"))
+        self.images, self.queries, self.seed = images, queries, seed
+        self.per_epoch = max(1, images // queries)
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        order = np.random.default_rng((self.seed, 1, epoch)).permutation(self.images)
+        return np.resize(order, max(self.images, self.per_epoch * self.queries))  # fewer images than a batch: repeat
+
+    def plan(self, index: int) -> EpisodePlan:
+        epoch, batch = divmod(index, self.per_epoch)
+        chosen = self._order(epoch)[batch * self.queries : (batch + 1) * self.queries]
+        return EpisodePlan(index, (), (), tuple(int(i) for i in chosen))
+
+
+class EpisodePlanner:
+    """Stage 2: N ways of `classes`, K shots each, Q queries, a share of which contains none of the N classes.
+
+    Raises:
+        DataError: when fewer than N classes have an instance large enough to be a support.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], classes: Sequence[int], settings: EpisodeSettings,
+                 seed: int) -> None:  # fmt: skip
+        self.settings, self.seed, self.count = settings, seed, len(records)
+        self.instances = support_instances(records, classes)
+        self.classes = sorted(c for c, found in self.instances.items() if found)
+        self.images = {c: np.unique([i for i, _ in self.instances[c]]) for c in self.classes}
+        self.present = np.zeros((len(records), max(classes, default=0) + 1), bool)
+        for i, record in enumerate(records):
+            self.present[i, record.labels[record.labels < self.present.shape[1]]] = True
+        if len(self.classes) < settings.ways:
+            raise DataError(explain(f"at least {settings.ways} classes with instances (episode.ways)",
+                                    f"{len(self.classes)}", "split train", "lower episode.ways or add images"))  # fmt: skip
+
+    def plan(self, index: int) -> EpisodePlan:
+        """Episode `index`. No query is also a support image of the episode."""
+        s, rng = self.settings, np.random.default_rng((self.seed, 2, index))
+        ways = rng.choice(self.classes, s.ways, replace=False)
+        supports = []
+        for way, c in enumerate(ways):
+            found = self.instances[int(c)]
+            k = min(int(rng.integers(s.shots[0], s.shots[1] + 1)), len(found))
+            supports += [(way, *found[j]) for j in rng.choice(len(found), k, replace=False)]
+        used = {i for _, i, _ in supports}
+        queries = [self._query(rng, ways, used, negative=q < round(s.negatives * s.queries)) for q in range(s.queries)]
+        return EpisodePlan(index, tuple(int(c) for c in ways), tuple(supports), tuple(queries))
+
+    def _query(self, rng: np.random.Generator, ways: np.ndarray, used: set[int], negative: bool) -> int:
+        for _ in range(50):  # a few tries find one in any but the smallest sets
+            if negative:
+                i = int(rng.integers(self.count))
+                if not self.present[i, ways].any() and i not in used:
+                    return i
+            else:
+                i = int(rng.choice(self.images[int(rng.choice(ways))]))
+                if i not in used:
+                    return i
+        return int(rng.integers(self.count))
+
+    def partner(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
+        """An image to stand beside `query` in a mosaic: one that keeps a negative query negative."""
+        negative = not self.present[query, list(plan.class_ids)].any()
+        return self._query(rng, np.asarray(plan.class_ids), set(), negative) if negative else int(rng.integers(self.count))

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Decoded images at training size, kept in memory up to a number of bytes."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fsdet.data.images import read_rgb
+from fsdet.data.transforms import Sample, resize_long
+from fsdet.types import ImageRecord
+
+AUTO_BYTES = 2 << 30  # what `cache: auto` may hold; forked loader workers share it
+
+
+class ImageStore:
+    """Records as samples whose longer side is `size` px.
+
+    Args:
+        records: what the annotations say. size: px. cache_bytes: decoded images are kept until they would exceed it.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], size: int, cache_bytes: int = 0) -> None:
+        self.records, self.size, self.cache_bytes = list(records), size, cache_bytes
+        self._kept: dict[int, np.ndarray] = {}
+
+    def fill(self, threads: int = 2) -> int:
+        """Decode ahead, in order, while the budget lasts; call before loader workers fork. Returns images held."""
+        per_image = self.size * self.size * 3
+        first = range(min(len(self.records), self.cache_bytes // per_image))
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            for index, image in zip(first, pool.map(self._read, first), strict=True):
+                self._kept[index] = image
+        return len(self._kept)
+
+    def _read(self, index: int) -> np.ndarray:
+        return resize_long(read_rgb(self.records[index].path), self.size)[0]
+
+    def sample(self, index: int) -> Sample:
+        """Record `index`: pixels at training size and its boxes on them, crowd boxes left out."""
+        record = self.records[index]
+        image = self._kept[index] if index in self._kept else self._read(index)
+        scale = np.array([image.shape[1] / record.size[1], image.shape[0] / record.size[0]] * 2, np.float32)
+        keep = ~record.crowd
+        return Sample(image, record.boxes[keep] * scale, record.labels[keep], record.exhaustive)
+
+    def instance(self, index: int, box: int) -> tuple[Sample, int]:
+        """Record `index` with box `box` (its index in the record) as (sample, index among the sample's boxes)."""
+        return self.sample(index), int((~self.records[index].crowd[:box]).sum())

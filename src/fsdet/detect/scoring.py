@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which column of which branch speaks for which class, and how sure it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsdet.detect.postprocess import PROTOTYPE, STANDARD
+from fsdet.models.detector import DualDetector
+from fsdet.models.heads import Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What to look for. standard: classes read from the standard branch, as its columns; labels they get.
+
+    prototypes: [N, D] unit rows with `prototype_labels` [N]; `proxies`: learnt prototypes read as classes, as rows of
+    the model's proxies, with their labels.
+    """
+
+    standard: tuple[int, ...] = ()
+    standard_labels: tuple[int, ...] = ()
+    prototypes: Tensor | None = None
+    prototype_labels: tuple[int, ...] = ()
+    proxies: tuple[int, ...] = ()
+    proxy_labels: tuple[int, ...] = ()
+
+    def columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(branch [T] uint8, labels [T] int64) of the score columns."""
+        learnt = len(self.prototype_labels) + len(self.proxy_labels)
+        branch = [STANDARD] * len(self.standard) + [PROTOTYPE] * learnt
+        labels = [*self.standard_labels, *self.prototype_labels, *self.proxy_labels]
+        return (torch.tensor(branch, dtype=torch.uint8, device=device),
+                torch.tensor(labels, dtype=torch.int64, device=device))  # fmt: skip
+
+
+def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
+    """[B, A, T] probabilities in the order of `Vocabulary.columns`."""
+    parts = []
+    if words.standard:
+        parts.append(dense.standard[..., list(words.standard)].sigmoid())
+    rows: list[Tensor] = []
+    if words.prototypes is not None and len(words.prototypes):
+        rows.append(words.prototypes)
+    if words.proxies:
+        rows.append(torch.nn.functional.normalize(model.head.proxies[list(words.proxies)], dim=-1))
+    if rows:
+        parts.append(model.head.similarity_logits(dense.embeddings, torch.cat(rows)).sigmoid())
+    return torch.cat(parts, -1) if parts else dense.standard[..., :0]
+
+
+def all_standard(classes: Sequence[int]) -> Vocabulary:
+    """The standard branch alone, column i being class i."""
+    return Vocabulary(tuple(classes), tuple(classes))

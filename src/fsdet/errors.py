@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What can go wrong, sorted by who can mend it: the user (exit 2), the run (exit 1), a signal (130 / 143)."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FsdetError(Exception):
+    """Root of every error this package raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UserError(FsdetError):
+    """The user's input is at fault; the message says expected, got, where and what to do next."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config file or override does not fit; lists every problem at once."""
+
+
+class DataError(UserError):
+    """A dataset, split, image or annotation cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or bank is damaged, unsafe, or of another architecture."""
+
+
+class ShapeError(FsdetError, ValueError):
+    """A tensor does not have the shape that a function's docstring promises."""
+
+
+class RunFailed(FsdetError):
+    """Training stopped by its own decision; the message names the reason and the report."""
+
+
+class Stopped(FsdetError):
+    """A signal ended the run after a durable save."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def explain(expected: str, got: str, where: str, next_step: str) -> str:
+    """One sentence in the four parts that every message of this package has."""
+    return f"{where}: expected {expected}, got {got}. Next: {next_step}"
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the closest of `choices`, or an empty string."""
+    close = get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

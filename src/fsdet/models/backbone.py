@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Backbone and neck from Ultralytics' model YAMLs, and their weights from a local file. The door to ultralytics."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+_pil_open = Image.open
+from ultralytics.nn import modules as ul_modules  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.utils import LOGGER as _UL_LOGGER  # noqa: E402
+
+from fsdet.errors import CheckpointError, ConfigError, did_you_mean, explain  # noqa: E402
+
+Image.open = _pil_open  # ultralytics replaces it with one that pip-installs plugins for unreadable images
+log = logging.getLogger("fsdet")
+ConvBlock = ul_modules.Conv  # Conv2d without bias, BatchNorm, SiLU
+NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # what the YAML's own layers use
+BACKBONES = tuple(f"{family}{size}" for family in ("yolov8", "yolo11") for size in "nsmlx")
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """Layers of a backbone and a neck with their wiring; the detector owns the modules.
+
+    outputs: indices (over backbone + neck) of the layers that feed the head, finest first.
+    saved: indices whose outputs later layers read. channels, strides: one per output.
+    """
+
+    backbone: nn.ModuleList
+    neck: nn.ModuleList
+    outputs: tuple[int, ...]
+    saved: frozenset[int]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def build_trunk(name: str, levels: str) -> Trunk:
+    """The trunk `name` (one of BACKBONES) with pyramid `levels` P3-P5 or P2-P5, randomly initialised.
+
+    Raises:
+        ConfigError: for an unknown name, or levels that Ultralytics has no YAML for.
+    """
+    plain = name.removesuffix("-p2")
+    if plain not in BACKBONES:
+        raise ConfigError(explain(f"one of {', '.join(BACKBONES)}", repr(name), "model.backbone",
+                                  f"choose one of those.{did_you_mean(plain, BACKBONES)}"))  # fmt: skip
+    p2 = levels == "P2-P5" or name.endswith("-p2")
+    if p2 and not plain.startswith("yolov8"):
+        raise ConfigError(explain("a yolov8 backbone for levels P2-P5", repr(name), "model.levels",
+                                  "use levels P3-P5 or a yolov8 backbone"))  # fmt: skip
+    with _quiet():
+        detector = DetectionModel(f"{plain}{'-p2' if p2 else ''}.yaml", ch=3, nc=3, verbose=False)
+    layers, detect, split = list(detector.model[:-1]), detector.model[-1], len(detector.yaml["backbone"])
+    channels = tuple(branch[0].conv.in_channels for branch in detect.cv2)
+    return Trunk(nn.ModuleList(layers[:split]), nn.ModuleList(layers[split:]), tuple(detect.f),
+                 frozenset(detector.save), channels, tuple(int(s) for s in detect.stride))  # fmt: skip
+
+
+def run_trunk(trunk: Trunk, images: Tensor) -> tuple[Tensor, ...]:
+    """[B, 3, H, W] RGB in [0, 1], sides a multiple of the coarsest stride -> one [B, C_i, H_i, W_i] per output."""
+    kept: dict[int, Tensor] = {}
+    x = images
+    for index, layer in enumerate((*trunk.backbone, *trunk.neck)):
+        if layer.f != -1:  # ultralytics' wiring: -1 is the previous layer, a list is concatenated
+            x = kept[layer.f] if isinstance(layer.f, int) else [x if j == -1 else kept[j] for j in layer.f]
+        x = layer(x)
+        if index in trunk.saved or index in trunk.outputs:
+            kept[index] = x
+    return tuple(kept[i] for i in trunk.outputs)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Ultralytics logs a line per construction; it belongs to nobody's training log."""
+    level = _UL_LOGGER.level
+    _UL_LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        _UL_LOGGER.setLevel(level)
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """State dict of a local weights file: a plain state dict, or an Ultralytics .pt, both loaded without running code.
+
+    Ultralytics pickles whole modules; they are admitted by name (torch's and ultralytics' own layers), nothing else is.
+    Raises:
+        CheckpointError: if the file is missing, damaged, or names anything beyond layers.
+    """
+    if not path.is_file():
+        raise CheckpointError(explain("a weights file", "nothing there", str(path), "correct model.weights"))
+    data = path.read_bytes()
+    try:
+        needed = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+        with torch.serialization.safe_globals([_layer_class(name, path) for name in needed]):
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError, EOFError for damage
+        raise CheckpointError(explain("a readable torch file", type(error).__name__, str(path),
+                                      f"fetch the file again ({str(error).splitlines()[0][:120]})")) from error  # fmt: skip
+    if isinstance(content, Mapping):
+        content = next((content[k] for k in ("ema", "model") if content.get(k) is not None), content)
+    state = content.state_dict() if isinstance(content, nn.Module) else content
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(explain("a state dict of tensors", type(state).__name__, str(path), "use another file"))
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+_PLAIN = {"collections.OrderedDict", "builtins.set", "argparse.Namespace"}
+_PLAIN_PREFIX = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.", "ultralytics.utils.")
+
+
+def _layer_class(name: str, path: Path) -> object:
+    module_name, _, attribute = name.rpartition(".")
+    if name in _PLAIN or name.startswith(_PLAIN_PREFIX):
+        module = __import__(module_name, fromlist=[attribute])
+        found = getattr(module, attribute, None)
+        if isinstance(found, type) and (name in _PLAIN or issubclass(found, (nn.Module, dict)) or _is_args(found)):
+            return found
+    raise CheckpointError(explain("only layers and tensors", name, str(path),
+                                  "do not trust this file; it asks for code to be run"))  # fmt: skip
+
+
+def _is_args(found: type) -> bool:
+    """Ultralytics stores its arguments in a plain namespace class."""
+    return found.__name__ == "IterableSimpleNamespace"
+
+
+def trunk_names(state: Mapping[str, Tensor], backbone_layers: int, neck_layers: int) -> dict[str, Tensor]:
+    """Ultralytics' `model.<i>.<rest>` names rewritten to ours: backbone.<i>, neck.<i - n>, head.box / head.tower."""
+    out: dict[str, Tensor] = {}
+    for name, value in state.items():
+        parts = name.removeprefix("model.").removeprefix("model.").split(".")
+        if not parts[0].isdigit():
+            out[name] = value
+            continue
+        index, rest = int(parts[0]), parts[1:]
+        if index < backbone_layers:
+            out[".".join(["backbone", str(index), *rest])] = value
+        elif index < backbone_layers + neck_layers:
+            out[".".join(["neck", str(index - backbone_layers), *rest])] = value
+        elif rest[0] == "cv2":
+            out[".".join(["head", "box", *rest[1:]])] = value
+        elif rest[0] == "cv3" and rest[2] in "01":
+            out[".".join(["head", "tower", *rest[1:]])] = value
+    return out

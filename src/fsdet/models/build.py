@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A model from the plain spec that is stored in its checkpoint."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fsdet.errors import CheckpointError, explain
+from fsdet.models.detector import DualDetector
+
+SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support", "proxies")
+
+
+def model_spec(backbone: str, levels: str, classes: int, embed_dim: int, reg_max: int, support: str,
+               proxies: bool) -> dict[str, Any]:  # fmt: skip
+    """The plain values that DualDetector is built from."""
+    return dict(zip(SPEC_KEYS, (backbone, levels, classes, embed_dim, reg_max, support, proxies), strict=True))
+
+
+def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetector:
+    """DualDetector of `spec`. Raises CheckpointError naming the keys that are missing."""
+    missing = [k for k in SPEC_KEYS if k not in spec]
+    if missing:
+        raise CheckpointError(explain("a fsdet detector's spec", f"no {', '.join(missing)}", where,
+                                      "use a checkpoint written by fsdet train"))  # fmt: skip
+    return DualDetector(**{k: spec[k] for k in SPEC_KEYS})
+
+
+def model_sha256(model: nn.Module) -> str:
+    """Hash over names, shapes and values of the state dict: which weights made a bank of prototypes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The detector: trunk, dual head, and the path from support crops to prototypes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fsdet.models.backbone import build_trunk, run_trunk
+from fsdet.models.heads import Dense, DualHead, unit
+from fsdet.models.initialise import initialise_head
+from fsdet.models.prototypes import class_prototypes, pool_instances
+from fsdet.types import DualOutput, Episode, Pyramid
+
+CONTRAST_DIM = 128  # Sun et al. 2021 use 128
+
+
+class DualDetector(nn.Module):
+    """A YOLO trunk under a dual head.
+
+    Args:
+        backbone: Ultralytics name such as yolov8n. levels: P3-P5 or P2-P5. classes: C base classes.
+        embed_dim: D. reg_max: R bins a box side. support: how an instance is pooled (models/prototypes.py).
+        proxies: learnable prototypes of the base classes beside the support's.
+    """
+
+    def __init__(self, backbone: str = "yolov8n", levels: str = "P3-P5", classes: int = 1, embed_dim: int = 128,
+                 reg_max: int = 16, support: str = "anchors", proxies: bool = True) -> None:  # fmt: skip
+        super().__init__()
+        self.trunk_wiring = build_trunk(backbone, levels)
+        self.backbone, self.neck = self.trunk_wiring.backbone, self.trunk_wiring.neck
+        self.head = DualHead(self.trunk_wiring.channels, classes, embed_dim, reg_max, proxies)
+        # Contrast is learnt behind a small MLP, so that the embedding itself keeps what CPE would throw away.
+        self.support = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, CONTRAST_DIM))
+        self.pooling = support
+        initialise_head(self.head, self.trunk_wiring.strides)
+
+    @property
+    def stride(self) -> int:
+        """The coarsest stride in px: image sides must be its multiples."""
+        return max(self.trunk_wiring.strides)
+
+    def features(self, images: Tensor) -> Pyramid:
+        """[B, 3, H, W] RGB in [0, 1] -> Pyramid."""
+        trunk = self.trunk_wiring
+        return Pyramid(run_trunk(trunk, images.contiguous(memory_format=torch.channels_last)), trunk.strides)
+
+    def dense(self, images: Tensor) -> Dense:
+        """[B, 3, H, W] -> everything that can be said without prototypes."""
+        return self.head(self.features(images))
+
+    def instances(self, support: Tensor, boxes: Tensor) -> Tensor:
+        """Support crops [S, 3, h, w] and their boxes [S, 4] px -> [S, D] unit embeddings, with gradient."""
+        if not len(support):
+            return self.head.proxies.new_zeros(0, self.head.proxies.shape[-1])
+        return pool_instances(self.dense(support), boxes, self.pooling)
+
+    def forward(self, episode: Episode) -> tuple[DualOutput, Dense]:
+        """One episode of any stage -> the dual output of its queries (N + proxies prototype columns), and the dense one."""
+        dense = self.dense(episode.query)
+        instances = self.instances(episode.support, episode.support_boxes)
+        prototypes = class_prototypes(instances, episode.support_way, episode.ways)
+        return self.with_prototypes(dense, prototypes), dense
+
+    def with_prototypes(self, dense: Dense, prototypes: Tensor) -> DualOutput:
+        """Compare a dense answer with [N, D] prototypes (and the proxies, where the model has them)."""
+        return DualOutput(dense.points, dense.strides, dense.box_logits, dense.boxes, dense.embeddings, dense.standard,
+                          self.head.prototype_logits(dense.embeddings, prototypes))  # fmt: skip
+
+    def contrast(self, embeddings: Tensor) -> Tensor:
+        """[..., D] -> [..., 128] unit projections for CPE."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return unit(self.support(embeddings.float()))
+
+    def groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
+        """Every parameter once: backbone, neck, head, support."""
+        return {name: list(_named(getattr(self, name), name)) for name in ("backbone", "neck", "head", "support")}
+
+
+def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from ((f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters())

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The dual head: one class-agnostic box branch, one shared tower, a standard and a prototype classifier on it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsdet.boxes import anchor_points, decode
+from fsdet.models.backbone import ConvBlock
+from fsdet.types import Pyramid
+
+MAX_LOG_SCALE = math.log(100.0)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in float32. The gradient is at most 1e3 at the zero vector (numerics: rsqrt with 1e-6)."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """What the head says of an image before any prototype is known.
+
+    points [A, 2] px; strides [A]; box_logits [B, A, 4, R]; boxes [B, A, 4] px; embeddings [B, A, D] unit;
+    standard [B, A, C] logits. All but box_logits are float32. tower: the head's inputs, for the gradient probe.
+    """
+
+    points: Tensor
+    strides: Tensor
+    box_logits: Tensor
+    boxes: Tensor
+    embeddings: Tensor
+    standard: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+class DualHead(nn.Module):
+    """Box branch (4 x R bins a point), standard classifier (C logits) and embedding (D) on pyramid features.
+
+    The two classifiers share the classification tower: two more 3x3 convolutions would cost a fifth of a step.
+
+    Args:
+        channels: feature channels per level. classes: C >= 0 base classes. embed_dim: D. reg_max: R bins a side.
+        proxies: whether the prototype branch also has one learnable prototype per base class.
+    """
+
+    def __init__(self, channels: tuple[int, ...], classes: int, embed_dim: int, reg_max: int, proxies: bool) -> None:
+        super().__init__()
+        self.classes, self.reg_max = classes, reg_max
+        box_width = max(16, channels[0] // 4, 4 * reg_max)
+        width = max(channels[0], min(classes, 100))
+        self.box = nn.ModuleList(
+            nn.Sequential(ConvBlock(c, box_width, 3), ConvBlock(box_width, box_width, 3),
+                          nn.Conv2d(box_width, 4 * reg_max, 1)) for c in channels)  # fmt: skip
+        self.tower = nn.ModuleList(nn.Sequential(ConvBlock(c, width, 3), ConvBlock(width, width, 3)) for c in channels)
+        self.standard = nn.ModuleList(nn.Conv2d(width, classes, 1) for _ in channels)
+        self.embed = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for _ in channels)
+        self.proxies = nn.Parameter(torch.zeros(classes if proxies else 0, embed_dim))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, pyramid: Pyramid) -> Dense:
+        """Pyramid -> Dense; boxes are decoded once, in float32 px."""
+        box, standard, embed = [], [], []
+        for i, x in enumerate(pyramid.levels):
+            tower = self.tower[i](x)
+            box.append(_flat(self.box[i](x)))
+            standard.append(_flat(self.standard[i](tower)))
+            embed.append(_flat(self.embed[i](tower)))
+        points, strides = anchor_points([x.shape[-2:] for x in pyramid.levels], pyramid.strides)
+        points, strides = points.to(box[0].device), strides.to(box[0].device)
+        logits = torch.cat(box, 1).unflatten(-1, (4, self.reg_max))
+        with torch.autocast(logits.device.type, enabled=False):
+            return Dense(points, strides, logits, decode(logits, points, strides), unit(torch.cat(embed, 1)),
+                         torch.cat(standard, 1).float(), pyramid.levels)  # fmt: skip
+
+    def scale(self) -> Tensor:
+        """The cosine's temperature as a factor, at most 100."""
+        return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+
+    def similarity_logits(self, embeddings: Tensor, prototypes: Tensor) -> Tensor:
+        """[..., D] unit x [N, D] unit -> [..., N] float32 logits: scale * cosine + bias."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.scale() * (embeddings.float() @ prototypes.float().T) + self.bias
+
+    def prototype_logits(self, embeddings: Tensor, prototypes: Tensor) -> Tensor:
+        """[B, A, D] and support prototypes [N, D] -> [B, A, N + proxies], the learnable base proxies last."""
+        return self.similarity_logits(embeddings, torch.cat((prototypes.float(), unit(self.proxies))))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H * W, C]; a view when x is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The dual-head few-shot detector: stages 1 (base), 2 (episodic) and 3 (finetune) as one task."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fsdet.config import Config
+from fsdet.data.collate import collate
+from fsdet.data.episodes import EpisodePlanner, EpisodeSettings, EpochPlanner
+from fsdet.data.sources import DataSet
+from fsdet.data.store import AUTO_BYTES, ImageStore
+from fsdet.data.transforms import Jitter, Sample, augment, paste, support_window
+from fsdet.models.build import build_model, model_spec
+from fsdet.objective import MultiLoss, expected_initial
+from fsdet.tasks import validation
+from fsdet.types import Episode, EpisodePlan, LossReport
+
+log = logging.getLogger("fsdet")
+SUPPORT_JITTER = 0.5  # supports move, zoom and change colour, with half the ranges of the queries
+
+
+def jitter_of(config: Config) -> Jitter:
+    """The training augmentation of a config."""
+    a = config.data.augment
+    return Jitter(a.mosaic, a.degrees, a.translate, a.scale, a.flip, a.hsv, a.blur)
+
+
+def loss_of(config: Config) -> MultiLoss:
+    """The objective of a config."""
+    loss = config.loss
+    return MultiLoss(loss.weights.model_dump(), bbox=loss.bbox, supcon_tau=loss.supcon_tau, cpe_tau=loss.cpe_tau,
+                     cpe_iou=loss.cpe_iou, cpe_weighting=loss.cpe_weighting, triplet_margin=loss.triplet_margin,
+                     triplet_mining=loss.triplet_mining, pair_rows=loss.pair_rows, mode=config.stage.mode)  # fmt: skip
+
+
+class FewshotTask:
+    """What a training step means for the dual-head detector; satisfies `types.Task`.
+
+    Args:
+        config: the whole configuration. data: the data set it names. epochs: how long the run is, in epochs.
+        shots: {novel class: [(record index, box index), ...]} in split `support`, for stage 3.
+    """
+
+    name = "fewshot"
+
+    def __init__(self, config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]] | None = None) -> None:
+        self.config, self.data, self.seed = config, data, config.run.seed
+        self.finetune = config.stage.name == "finetune"
+        self.classes = data.names if self.finetune else data.base
+        m = config.model
+        torch.manual_seed(self.seed)
+        self.model = build_model(model_spec(m.backbone, m.levels, len(self.classes), m.embed_dim, m.reg_max, m.support,
+                                            m.proxies))  # fmt: skip
+        self.objective = loss_of(config)
+        self.jitter = jitter_of(config)
+        self.validator = validation.Validator(config, data)
+        self.best_metric = self.validator.best_metric
+        self._prepare(shots or {})
+
+    def _prepare(self, shots: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+        config, episode = self.config, self.config.episode
+        records = training_records(self.data, config)
+        budget = {"none": 0, "auto": AUTO_BYTES, "ram": 1 << 40}[config.data.cache]
+        self.store = ImageStore(records, config.data.image_size, budget)
+        self.shots = [(c, i, j) for c, found in sorted(shots.items()) for i, j in found]
+        self.shot_store = ImageStore(self.data.split("support"), config.data.image_size) if self.shots else None
+        if config.stage.name == "episodic":
+            least, most = (episode.shots, episode.shots) if isinstance(episode.shots, int) else episode.shots
+            settings = EpisodeSettings(episode.ways, (least, most), episode.queries, episode.negatives)
+            self.planner: EpochPlanner | EpisodePlanner = EpisodePlanner(
+                records, range(len(self.data.base)), settings, self.seed)  # fmt: skip
+            self.batches_per_epoch = episode.per_epoch or max(1, len(records) // episode.queries)
+        else:
+            self.planner = EpochPlanner(len(records), episode.queries, self.seed)
+            self.batches_per_epoch = episode.per_epoch or self.planner.per_epoch
+        total = config.optim.steps or round((config.optim.epochs or 1) * self.batches_per_epoch)
+        self.mosaic_until = total * config.optim.accumulate * (1 - config.data.augment.close_mosaic)
+
+    def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
+        return self.model.groups()
+
+    def warm(self, threads: int) -> None:
+        """Decode what the cache may hold before loader workers fork, so that they share it."""
+        self.store.fill(threads)
+        if self.shot_store is not None:
+            self.shot_store.cache_bytes = AUTO_BYTES
+            self.shot_store.fill(threads)
+
+    def batch(self, index: int) -> Episode:
+        plan = self.planner.plan(index)
+        size, support_size = self.config.data.image_size, self.config.data.support_size
+        samples = [self._query(index, slot, plan) for slot in range(len(plan.queries))]
+        windows, ways = [], []
+        for slot, (way, record, box) in enumerate(plan.supports):
+            rng = np.random.default_rng((self.seed, 4, index, slot))
+            windows.append(support_window(*self.store.instance(record, box), support_size, rng, self._support_jitter()))
+            ways.append(way)
+        ids = [self.store.records[q].image_id for q in plan.queries]
+        return collate(index, samples, ids, len(self.classes), size, windows, ways, plan.class_ids, support_size)
+
+    def _support_jitter(self) -> Jitter:
+        j = self.jitter
+        return Jitter(scale=SUPPORT_JITTER * j.scale, flip=j.flip, hsv=tuple(SUPPORT_JITTER * g for g in j.hsv))
+
+    def _query(self, index: int, slot: int, plan: EpisodePlan) -> Sample:
+        rng = np.random.default_rng((self.seed, 3, index, slot))
+        query = plan.queries[slot]
+        members = [query]
+        if index < self.mosaic_until and rng.random() < self.jitter.mosaic:
+            members += [self._partner(rng, plan, query) for _ in range(3)]
+        sample = augment(rng, [self.store.sample(i) for i in members], self.jitter, self.config.data.image_size)
+        if self.shots and rng.random() < self.config.data.augment.paste:
+            sample = self._paste(rng, sample)
+        return sample
+
+    def _partner(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
+        if isinstance(self.planner, EpisodePlanner):
+            return self.planner.partner(rng, plan, query)
+        return int(rng.integers(len(self.store.records)))
+
+    def _paste(self, rng: np.random.Generator, sample: Sample) -> Sample:
+        """Every novel class equally often, then one of its shots."""
+        novel = sorted({c for c, _, _ in self.shots})
+        chosen = int(rng.choice(novel))
+        candidates = [(i, j) for c, i, j in self.shots if c == chosen]
+        image, box = self.shot_store.instance(*candidates[int(rng.integers(len(candidates)))])
+        crop = Sample(image.image, image.boxes[box : box + 1], image.labels[box : box + 1])
+        return paste(rng, sample, crop, self.jitter)
+
+    def losses(self, batch: Episode) -> LossReport:
+        output, dense = self.model(batch)
+        return self.objective(output, batch.targets, batch.class_ids, contrast=self.model.contrast,
+                              probe_at=dense.features, image_ids=batch.image_ids)  # fmt: skip
+
+    def expected_initial(self) -> Mapping[str, float]:
+        return expected_initial(len(self.classes), self.config.model.reg_max)
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        return self.validator.evaluate(model)
+
+    def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
+        return self.validator.illustrate(model, folder, step)
+
+    def describe(self) -> Mapping[str, Any]:
+        m = self.config.model
+        return {"task": self.name, "stage": self.config.stage.name, "mode": self.config.stage.mode,
+                "model": model_spec(m.backbone, m.levels, len(self.classes), m.embed_dim, m.reg_max, m.support, m.proxies),
+                "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
+                "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
+                "data": str(self.config.data.path)}  # fmt: skip
+
+
+def training_records(data: DataSet, config: Config) -> list:
+    """Split train for a stage: with `base_images: no_novel`, without images that show a novel class; novel boxes of the
+    rest are left out in stages 1 and 2 and the image says that it does not label those classes."""
+    records, out = data.split("train"), []
+    for r in records:
+        novel = r.labels >= data.num_base
+        if novel.any():
+            if config.data.base_images == "no_novel":
+                continue
+            r = replace(r, boxes=r.boxes[~novel], labels=r.labels[~novel], crowd=r.crowd[~novel])
+        out.append(r)
+    return out

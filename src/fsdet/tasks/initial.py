@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Where a stage's weights come from: stage.init_from, else model.weights, else scratch. Never a resume."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fsdet.config import Config
+from fsdet.data import shots as shot_files
+from fsdet.data.sources import DataSet
+from fsdet.data.store import ImageStore
+from fsdet.detect.support import embed_instances
+from fsdet.errors import CheckpointError, explain
+from fsdet.models.backbone import read_weights, trunk_names
+from fsdet.tasks.fewshot import FewshotTask
+from fsdet.tasks.loading import Trained, load_trained
+from fsdet.tasks.validation import shot_prototypes
+
+FIXED = ("backbone", "levels", "embed_dim", "reg_max")  # what two stages of one detector must share
+
+
+def initialise(task: FewshotTask, config: Config) -> str:
+    """Fill the task's model in place; returns one line per thing that was or was not taken over."""
+    if config.stage.init_from:
+        return from_stage(task, load_trained(config.stage.init_from))
+    if config.stage.name != "base":
+        raise CheckpointError(explain("a checkpoint of the stage before", "none", "stage.init_from",
+                                      "set stage.init_from, e.g. checkpoints/stage1/best.pt"))  # fmt: skip
+    if config.model.weights:
+        return from_weights(task, Path(config.model.weights))
+    return "weights: from scratch"
+
+
+def from_weights(task: FewshotTask, path: Path) -> str:
+    """A local weights file into trunk and head, by name and shape.
+
+    Raises:
+        CheckpointError: when not one tensor fits.
+    """
+    own = task.model.state_dict()
+    given = read_weights(path)
+    if not any(name in own for name in given):
+        given = trunk_names(given, len(task.model.backbone), len(task.model.neck))
+    fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
+    if not fits:
+        raise CheckpointError(explain(f"tensors of {task.config.model.backbone}", "not one that fits", str(path),
+                                      "check model.backbone and model.levels against the file"))  # fmt: skip
+    task.model.load_state_dict(fits, strict=False)
+    left = sorted(set(own) - set(fits))
+    return f"weights: {len(fits)} of {len(own)} tensors from {path}; {len(left)} start fresh ({_few(left)})"
+
+
+def from_stage(task: FewshotTask, trained: Trained) -> str:
+    """Weights of the stage before. In stage 3 the classifiers grow by the novel classes.
+
+    Raises:
+        CheckpointError: another architecture or other base classes, with every difference.
+    """
+    spec, given = task.describe(), trained.spec
+    wrong = [f"model.{k} {given['model'][k]!r} there, {spec['model'][k]!r} here" for k in FIXED
+             if given["model"][k] != spec["model"][k]]  # fmt: skip
+    if list(given["base"]) != list(spec["base"]):
+        wrong.append(_class_difference(given["base"], spec["base"]))
+    if wrong:
+        raise CheckpointError(explain("a checkpoint of the same detector", "; ".join(wrong), str(trained.path),
+                                      "train the stage before with this config, or change the config"))  # fmt: skip
+    own, theirs = task.model.state_dict(), dict(trained.model.state_dict())
+    grown = [n for n, v in theirs.items() if n in own and own[n].shape != v.shape and own[n].shape[1:] == v.shape[1:]]
+    for name in grown:
+        rows = own[name].clone()
+        rows[: len(theirs[name])] = theirs[name]
+        theirs[name] = rows
+    fits = {n: v for n, v in theirs.items() if n in own and own[n].shape == v.shape}
+    task.model.load_state_dict(fits, strict=False)
+    fresh = sorted(set(own) - set(fits))
+    lines = [f"init_from {trained.path}: {len(fits)} of {len(own)} tensors fitted"]
+    if fresh:
+        lines.append(f"  {len(fresh)} start fresh ({_few(fresh)})")
+    if task.shots and not trained.finetuned:
+        lines.append("  " + _novel_rows(task, trained))
+    elif grown:
+        lines.append(f"  {len(grown)} grew by the novel classes ({_few(grown)})")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def _novel_rows(task: FewshotTask, trained: Trained) -> str:
+    """Novel proxies start as the prototypes of their shots; novel standard logits at the prior, without preference."""
+    base = len(trained.classes)
+    picks = [(i, j) for _, i, j in task.shots]
+    rows: dict[int, list[int]] = {}
+    for row, (c, _, _) in enumerate(task.shots):
+        rows.setdefault(c, []).append(row)
+    store: ImageStore = task.shot_store
+    embeddings = embed_instances(trained.model, (store.instance(*p) for p in picks), task.config.data.support_size)
+    order = sorted(rows)
+    most = max(len(r) for r in rows.values())
+    prototypes = shot_prototypes(embeddings, [rows[c] for c in order], most)
+    for prototype, c in zip(prototypes, order, strict=True):
+        task.model.head.proxies[c] = prototype
+        for conv in task.model.head.standard:
+            conv.weight[c] = 0
+            conv.bias[c] = conv.bias[:base].mean()
+    return f"{len(order)} novel classes start from the prototypes of {len(picks)} shots"
+
+
+def shots_of(config: Config, data: DataSet) -> Mapping[int, list[tuple[int, int]]]:
+    """Stage 3's instances per novel class: those of data.shots, else `episode.shots` drawn from split support."""
+    k = config.episode.shots if isinstance(config.episode.shots, int) else config.episode.shots[1]
+    novel = range(data.num_base, len(data.names))
+    if config.data.shots:
+        return shot_files.load_picks(Path(config.data.shots), data, k)
+    return shot_files.draw_shots(data.split("support"), list(novel), [k], config.run.seed)
+
+
+def _class_difference(there: list[str], here: list[str]) -> str:
+    missing, extra = [n for n in here if n not in there], [n for n in there if n not in here]
+    if not missing and not extra:
+        return "the same base classes in another order"
+    return f"base classes differ: {len(missing)} only here ({_few(missing)}), {len(extra)} only there ({_few(extra)})"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

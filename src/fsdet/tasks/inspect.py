@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Looking before training: `fsdet probe`, `fsdet check`, `fsdet info`."""
+
+import resource
+import time
+from pathlib import Path
+
+import torch
+
+from fsdet import config as configs
+from fsdet.config import Config
+from fsdet.data.check import check as check_data
+from fsdet.engine import probe as gradient_probe
+from fsdet.tasks import build_task, read_data
+from fsdet.tasks.fewshot import FewshotTask
+from fsdet.tasks.loading import load_trained
+
+BUDGET = 50e6  # parameters
+
+
+def probe(config: Config) -> str:
+    """The first batch's losses beside their expected values, each one's gradient at the head's inputs, and a verdict."""
+    task, _ = build_task(config, read_data(config), resume=False)
+    task.model.train()
+    task.objective.train()
+    report = task.losses(task.batch(0))
+    expected = task.expected_initial() if not config.stage.init_from else {}
+    rows = gradient_probe.measure(report)
+    worst = max(rows, key=lambda r: r.norm, default=None)
+    lines = [gradient_probe.table(rows, expected)]
+    if worst is not None:
+        share = worst.norm / max(sum(r.norm for r in rows), 1e-12)
+        lines.append(f"{worst.name} asks for {share:.0%} of the summed gradient norms; "
+                     f"{sum(not r.finite for r in rows)} of {len(rows)} losses are not finite")  # fmt: skip
+    against = [r.name for r in rows if r.finite and r.norm and r.cosine < 0]
+    if against:
+        lines.append(f"against the total's direction: {', '.join(against)}")
+    return "\n".join(lines)
+
+
+def check(config: Config) -> str:
+    """Config, data, one dry step, memory: what would go wrong in the first minute, without training."""
+    data = read_data(config)
+    lines = [str(data.report), str(check_data(data, deep=False))]
+    task, report = build_task(config, data, resume=False)
+    lines.append(report or "")
+    began = time.perf_counter()
+    task.model.train()
+    losses = task.losses(task.batch(0))
+    losses.total.backward()
+    seconds = time.perf_counter() - began
+    norm = torch.nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
+    values = ", ".join(f"{k} {float(v):.4g}" for k, v in losses.raw.items())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    lines.append(f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB")
+    lines.append(f"{task.batches_per_epoch} steps an epoch")
+    return "\n".join(line for line in lines if line)
+
+
+def info(path: Path) -> str:
+    """What a config would build, or what a checkpoint holds: parameters per part and share of the budget."""
+    if path.suffix in (".yaml", ".yml"):
+        config = configs.load(path)
+        task = FewshotTask(config, read_data(config))
+        model, head = task.model, f"{path}: {len(task.classes)} classes, {config.data.image_size} px"
+    else:
+        trained = load_trained(path)
+        model, spec = trained.model, trained.spec
+        head = (f"{path}: stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
+                f"{len(spec['novel'])} novel classes, {spec['image_size']} px, sha256 {trained.sha256[:12]}")  # fmt: skip
+    counts = {name: sum(p.numel() for _, p in members) for name, members in model.groups().items()}
+    total = sum(counts.values())
+    rows = [f"  {name:<10}{n / 1e6:>8.2f} M" for name, n in counts.items()]
+    return "\n".join([head, *rows, f"  {'total':<10}{total / 1e6:>8.2f} M, {total / BUDGET:.0%} of {BUDGET / 1e6:.0f} M"])

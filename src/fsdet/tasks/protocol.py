@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The few-shot protocol: K shots x draws on a test split, base and novel classes in one detection list."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fsdet.bank import PrototypeBank
+from fsdet.data import sources
+from fsdet.data.shots import draw_shots
+from fsdet.data.sources import DataSet
+from fsdet.data.store import ImageStore
+from fsdet.detect.scoring import Vocabulary, all_standard
+from fsdet.detect.support import embed_instances
+from fsdet.errors import DataError, explain
+from fsdet.evaluation import summary
+from fsdet.evaluation.scorer import Scorer, fp_per_image
+from fsdet.models.build import model_sha256
+from fsdet.progress import track
+from fsdet.tasks.loading import Trained, load_trained
+from fsdet.tasks.validation import dense_batches, detect_batch, shot_prototypes, without_classes
+from fsdet.types import Detections
+
+FP_THRESHOLD = 0.25  # the confidence that fsdet predict shows by default
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is evaluated: data, classes, K and draws."""
+
+    data: DataSet
+    split: str
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    setting: str
+    metric: str
+
+    @property
+    def base(self) -> list[int]:
+        return list(range(len(self.data.base)))
+
+    @property
+    def novel(self) -> list[int]:
+        return list(range(len(self.data.base), len(self.data.names)))
+
+
+def draw_vocabularies(trained: Trained, study: Study) -> dict[tuple[int, int], Vocabulary]:
+    """{(K, seed): vocabulary} from split support; each instance is embedded once however many draws use it."""
+    records = study.data.split("support")
+    draws = {seed: draw_shots(records, study.novel, list(study.shots), seed) for seed in study.seeds}
+    wanted = sorted({pick for shots in draws.values() for picks in shots.values() for pick in picks})
+    row = {pick: i for i, pick in enumerate(wanted)}
+    store = ImageStore(records, trained.spec["image_size"])
+    embeddings = embed_instances(trained.model, (store.instance(*p) for p in wanted), trained.spec["support_size"])
+    out = {}
+    for seed, shots in draws.items():
+        rows = [[row[p] for p in shots[c]] for c in study.novel]
+        for k in study.shots:
+            out[k, seed] = _vocabulary(study, shot_prototypes(embeddings, rows, k))
+    return out
+
+
+def _vocabulary(study: Study, prototypes: torch.Tensor, labels: Sequence[int] | None = None) -> Vocabulary:
+    base = tuple(study.base) if study.setting == "gfsod" else ()
+    return Vocabulary(base, base, prototypes, tuple(study.novel if labels is None else labels))
+
+
+@torch.inference_mode()
+def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabulary]) -> tuple[dict, float]:
+    """({key: [Detections per image]}, ms per image of one pass with one vocabulary)."""
+    store = ImageStore(study.data.split(study.split), trained.spec["image_size"])
+    found: dict[object, list[Detections]] = {key: [] for key in words}
+    batches = dense_batches(trained.model, store, trained.spec["image_size"])
+    began, selecting = time.perf_counter(), 0.0
+    for indices, dense, placed in track(batches, "evaluate", -(-len(store.records) // 16)):
+        start = time.perf_counter()
+        for key, vocabulary in words.items():
+            found[key] += detect_batch(trained.model, dense, vocabulary, placed, [store.records[i] for i in indices])
+        selecting += time.perf_counter() - start
+    network = time.perf_counter() - began - selecting
+    return found, 1000 * (network + selecting / max(len(words), 1)) / max(len(store.records), 1)
+
+
+def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None) -> dict:
+    """The dict of results.json for one checkpoint.
+
+    A stage-3 checkpoint knows its novel classes itself: it is evaluated once, under the K it was fine-tuned with.
+    Raises:
+        DataError: no novel classes, no such split, or too few instances for the largest K.
+    """
+    if not study.novel:
+        raise DataError(explain("novel classes to evaluate", "none in the data YAML", "key novel",
+                                "list them under novel:"))  # fmt: skip
+    if trained.finetuned:
+        base = tuple(study.base) if study.setting == "gfsod" else ()
+        own = Vocabulary(base, base, proxies=tuple(study.novel), proxy_labels=tuple(study.novel))
+        keyed = {(int(trained.spec.get("shots", 0)), int(trained.spec.get("shots_seed", 0))): own}
+    elif bank is not None:
+        bank.check_model(model_sha256(trained.model), "bank")
+        labels = [study.data.names.index(n) for n in bank.names if n in study.data.names]
+        rows = [i for i, n in enumerate(bank.names) if n in study.data.names]
+        keyed = {(min(len(t) for t in bank.instances), 0): _vocabulary(study, bank.prototypes()[rows], labels)}
+    else:
+        keyed = draw_vocabularies(trained, study)
+    found, ms = detections_of(trained, study, {"standard": all_standard(study.base), **keyed})
+    return _results(trained, study, found, ms, list(keyed))
+
+
+def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: Iterable[tuple[int, int]]) -> dict:
+    records = study.data.split(study.split)
+    scorer = Scorer(records, len(study.data.names), study.metric)
+    base_only = Scorer(without_classes(records, len(study.data.base)), len(study.data.names), study.metric)
+    standard = base_only.score(found["standard"])
+    rows: dict[int, list] = {}
+    scores: dict[int, list] = {}
+    for k, seed in keys:
+        score = scorer.score(found[k, seed])
+        false = fp_per_image(records, found[k, seed], study.novel, FP_THRESHOLD)
+        rows.setdefault(k, []).append(summary.figures(score, study.base if study.setting == "gfsod" else (), study.novel, false))
+        scores.setdefault(k, []).append(score)
+    return summary.results_json(
+        setting=study.setting, metric=study.metric, checkpoint_sha256=trained.sha256,
+        seeds=sorted({s for _, s in keys}), standard={"bAP50": standard.ap50(study.base), "bAP": standard.ap(study.base)},
+        shots=rows, ms_per_image=ms, stage=trained.spec["stage"], split=study.split, images=len(records),
+        per_class={str(k): summary.per_class(s, study.data.names) for k, s in scores.items()})  # fmt: skip
+
+
+def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shots: Sequence[int] | None = None,
+                        seeds: int | None = None, bank: Path | None = None, json_out: Path | None = None,
+                        setting: str | None = None, metric: str | None = None, split: str = "test") -> dict:  # fmt: skip
+    """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`."""
+    trained = load_trained(checkpoint)
+    loaded = sources.load(data or trained.spec["data"])
+    study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
+                  metric or "coco")  # fmt: skip
+    results = evaluate(trained, study, PrototypeBank.load(bank) if bank else None)
+    if json_out:
+        summary.write_json(json_out, results)
+    return results
+
+

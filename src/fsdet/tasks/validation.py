@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Judging a detector during training: fixed images, fixed supports, no randomness, no test data in any decision."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsdet.config import Config
+from fsdet.data.collate import to_tensor
+from fsdet.data.episodes import support_instances
+from fsdet.data.images import read_rgb
+from fsdet.data.shots import draw_shots
+from fsdet.data.sources import DataSet
+from fsdet.data.store import AUTO_BYTES, ImageStore
+from fsdet.data.transforms import letterbox
+from fsdet.detect.postprocess import select, to_original
+from fsdet.detect.scoring import Vocabulary, all_standard, class_scores
+from fsdet.detect.support import embed_instances
+from fsdet.evaluation.scorer import Scorer
+from fsdet.models.detector import DualDetector
+from fsdet.models.heads import Dense
+from fsdet.models.prototypes import class_prototypes
+from fsdet.pictures import Picture, episode_sheet
+from fsdet.types import Detections, ImageRecord
+
+VALIDATION_SHOTS = 5
+BATCH = 16
+SHOWN = 9  # images on a sheet
+
+
+def dense_batches(model: DualDetector, store: ImageStore, size: int) -> Iterator[tuple[list[int], Dense, list]]:
+    """The head's answer to every image of a store, letterboxed: (record indices, Dense, [(factor, padding)])."""
+    device = model.head.bias.device
+    for start in range(0, len(store.records), BATCH):
+        indices = list(range(start, min(start + BATCH, len(store.records))))
+        images, boxes = [], []
+        for i in indices:
+            sample = store.sample(i)
+            image, factor, padding = letterbox(sample.image, size)
+            images.append(image)
+            boxes.append((factor * sample.image.shape[1] / store.records[i].size[1], padding))
+        yield indices, model.dense(to_tensor(images, size).to(device)), boxes
+
+
+def detect_batch(model: DualDetector, dense: Dense, words: Vocabulary, placed: Sequence, records: Sequence[ImageRecord],
+                 threshold: float = 0.001) -> list[Detections]:  # fmt: skip
+    """Detections of one dense batch, in px of the original images."""
+    branch, labels = words.columns(dense.boxes.device)
+    found = select(dense.boxes, class_scores(model, dense, words), branch, labels, threshold=threshold)
+    return [to_original(d, *place, record.size) for d, place, record in zip(found, placed, records, strict=True)]
+
+
+def shot_prototypes(embeddings: Tensor, shots: Sequence[Sequence[int]], k: int) -> Tensor:
+    """Mean of the first k rows of each class: embeddings [n, D], shots[way] = row indices -> [N, D]."""
+    rows = [r for found in shots for r in found[:k]]
+    way = [w for w, found in enumerate(shots) for _ in found[:k]]
+    return class_prototypes(embeddings[rows], torch.tensor(way, device=embeddings.device), len(shots))
+
+
+def without_classes(records: Sequence[ImageRecord], keep_below: int) -> list[ImageRecord]:
+    """Records with only the boxes of classes below `keep_below`."""
+    out = []
+    for r in records:
+        keep = r.labels < keep_below
+        out.append(r if keep.all() else replace(r, boxes=r.boxes[keep], labels=r.labels[keep], crowd=r.crowd[keep]))
+    return out
+
+
+class Validator:
+    """Base AP on split val through the standard branch; from stage 2 also through prototypes of base instances.
+
+    Those prototypes come from fixed training instances, so they say how well comparison works without a look at any
+    novel class; `fitness` is what picks best.pt.
+    """
+
+    def __init__(self, config: Config, data: DataSet) -> None:
+        self.config, self.data = config, data
+        self.size, self.support_size = config.data.image_size, config.data.support_size
+        self.finetune = config.stage.name == "finetune"
+        self.best_metric = "val/fitness"
+        records = data.split("val") if data.has("val") else data.split("train")[:400]
+        self.store = ImageStore(without_classes(records, data.num_base), self.size, AUTO_BYTES)
+        self.scorer = Scorer(self.store.records, len(data.names), config.eval.metric)
+        self.base = list(range(len(data.base)))
+        self.compare = config.stage.name == "episodic" and config.stage.mode != "standard"
+        if self.compare:
+            train = data.split("train")
+            self.supports = ImageStore(train, self.size)
+            found = support_instances(train, self.base)
+            self.ways = [c for c in self.base if len(found[c]) >= VALIDATION_SHOTS]
+            self.picks = draw_shots(train, self.ways, [VALIDATION_SHOTS], seed=0)
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """{val/base/AP50, val/base/AP, val/fitness, ...}; deterministic."""
+        was_training = model.training
+        model.eval()
+        words = {"base": all_standard(self.base)}
+        if self.config.stage.mode == "prototype":
+            words = {"base": Vocabulary(proxies=tuple(self.base), proxy_labels=tuple(self.base))}
+        if self.compare:
+            words["base_by_prototype"] = self._prototype_words(model)
+        found: dict[str, list[Detections]] = {name: [] for name in words}
+        for indices, dense, placed in dense_batches(model, self.store, self.size):
+            for name, vocabulary in words.items():
+                found[name] += detect_batch(model, dense, vocabulary, placed, [self.store.records[i] for i in indices])
+        out = {}
+        for name, detections in found.items():
+            scores = self.scorer.score([d for d in detections])
+            out[f"val/{name}/AP50"], out[f"val/{name}/AP"] = scores.ap50(self.base), scores.ap(self.base)
+        out["val/fitness"] = float(np.mean([out[f"val/{n}/AP50"] + out[f"val/{n}/AP"] for n in words]) / 2)
+        model.train(was_training)
+        return out
+
+    def _prototype_words(self, model: DualDetector) -> Vocabulary:
+        flat = [pick for c in self.ways for pick in self.picks[c]]
+        embeddings = embed_instances(model, (self.supports.instance(i, j) for i, j in flat), self.support_size)
+        per_way = np.arange(len(flat)).reshape(len(self.ways), -1).tolist()
+        return Vocabulary(prototypes=shot_prototypes(embeddings, per_way, VALIDATION_SHOTS),
+                          prototype_labels=tuple(self.ways))  # fmt: skip
+
+    @torch.inference_mode()
+    def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
+        """One sheet of fixed validation images: true boxes dashed, predicted ones with class and score."""
+        model.eval()
+        shown = ImageStore(self.store.records[:SHOWN], self.size)
+        words = all_standard(self.base)
+        queries = []
+        for indices, dense, placed in dense_batches(model, shown, self.size):
+            records = [shown.records[i] for i in indices]
+            for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
+                queries.append(query_picture(record, found, self.data.names))
+        return [episode_sheet((), queries, folder / f"step_{step:06d}.jpg", title=f"step {step}, validation images")]
+
+
+def query_picture(record: ImageRecord, found: Detections, names: Sequence[str]) -> Picture:
+    """An image with its true boxes and what was found in it."""
+    labels = found.labels.tolist()
+    texts = [f"{names[i]} {score:.2f}" for i, score in zip(labels, found.scores.tolist(), strict=True)]
+    return Picture(read_rgb(record.path), found.boxes.cpu().numpy(), texts, labels, record.boxes)

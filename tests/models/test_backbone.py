@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Trunks are Ultralytics' own, and weights are read without running code."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+
+from fsdet.errors import CheckpointError, ConfigError
+from fsdet.models.backbone import build_trunk, read_weights, run_trunk, trunk_names
+from fsdet.models.detector import DualDetector
+
+CASES = [("yolov8n", "P3-P5", (8, 16, 32)), ("yolov8n-p2", "P3-P5", (4, 8, 16, 32)),
+         ("yolov8n", "P2-P5", (4, 8, 16, 32)), ("yolo11n", "P3-P5", (8, 16, 32))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "levels", "strides"), CASES)
+def test_trunk_gives_what_ultralytics_feeds_its_head(name, levels, strides):
+    trunk = build_trunk(name, levels)
+    model = DetectionModel(f"{name.removesuffix('-p2')}{'-p2' if len(strides) == 4 else ''}.yaml", nc=3, verbose=False)
+    own = trunk_names(model.state_dict(), len(trunk.backbone), len(trunk.neck))
+    for prefix, part in (("backbone.", trunk.backbone), ("neck.", trunk.neck)):
+        part.load_state_dict({n.removeprefix(prefix): v for n, v in own.items() if n.startswith(prefix)})
+        part.eval()
+    seen = []
+    model.eval().model[-1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    image = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        model(image)
+        ours = run_trunk(trunk, image)
+    assert trunk.strides == strides
+    assert [x.shape[1] for x in ours] == list(trunk.channels)
+    for mine, theirs in zip(ours, seen, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("name", "levels", "word"), [("yolov8q", "P3-P5", "yolov8"), ("yolo11n", "P2-P5", "P2-P5"),
+                                                      ("yolov8", "P3-P5", "Did you mean")])  # fmt: skip
+def test_unknown_trunk_is_told_with_what_would_do(name, levels, word):
+    with pytest.raises(ConfigError, match=word):
+        build_trunk(name, levels)
+
+
+def test_ultralytics_checkpoint_is_read_by_name_of_its_layers(tmp_path):
+    torch.manual_seed(1)
+    model = DetectionModel("yolov8n.yaml", nc=3, verbose=False)
+    torch.save({"model": model.half(), "ema": None, "epoch": 3}, tmp_path / "weights.pt")
+    detector = DualDetector("yolov8n", "P3-P5", classes=3)
+    given = trunk_names(read_weights(tmp_path / "weights.pt"), len(detector.backbone), len(detector.neck))
+    own = detector.state_dict()
+    fits = {n for n, v in given.items() if n in own and own[n].shape == v.shape}
+    assert sum(n.startswith(("backbone.", "neck.")) for n in fits) == sum(n.startswith(("backbone.", "neck.")) for n in own)
+    assert any(n.startswith("head.box.2.2") for n in fits) and any(n.startswith("head.tower.0.1") for n in fits)
+    assert given["backbone.0.conv.weight"].dtype == torch.float32
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_payload_in_a_weights_file_is_refused_and_not_run(tmp_path):
+    torch.save({"model": Payload(tmp_path / "owned")}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"mkdir.*do not trust"):
+        read_weights(tmp_path / "bad.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 torn"])
+def test_damaged_weights_are_named(tmp_path, content):
+    (tmp_path / "torn.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"torn\.pt"):
+        read_weights(tmp_path / "torn.pt")
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing there"):
+        read_weights(tmp_path / "none.pt")
+
+
+SPY = """
+import sys
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event) if event.startswith("socket.") and "getaddrinfo" in event
+                 or event == "socket.connect" else None)
+import fsdet.models.backbone
+from PIL import Image
+print(Image.open.__module__, seen)
+"""
+
+
+def test_importing_the_trunk_opens_no_socket_writes_no_home_and_leaves_pillow_alone(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO_", "XDG_"))}
+    env |= {"HOME": str(home), "YOLO_CONFIG_DIR": str(tmp_path / "settings")}
+    done = subprocess.run([sys.executable, "-c", SPY], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "PIL.Image []"
+    assert [p for p in home.rglob("*") if p.is_file()] == []
