@@ -69,7 +69,7 @@ def measure(rounds: int) -> dict[str, float]:
     work: dict[str, Callable[[], object]] = {"product": lambda: a @ b}
     for name, (leaf, loss) in cases(generator).items():
         work[name] = lambda leaf=leaf, loss=loss: torch.autograd.grad(loss().sum(), leaf)
-    times = {name: [milliseconds(job) for _ in range(1)] for name, job in work.items()}
+    times = {name: [milliseconds(job)] for name, job in work.items()}
     for _ in range(rounds):
         for name, job in work.items():
             times[name].append(milliseconds(job))
@@ -84,7 +84,8 @@ def main() -> None:
     product = times.pop("product")
     print(f"1024^3 product {product:.2f} ms")
     for name, value in times.items():
-        print(f"{name:8} {value:7.2f} ms  {value / product:5.2f} products  {20 * value / product:6.2f} ms at 20 ms a product")
+        share = value / product
+        print(f"{name:8} {value:7.2f} ms  {share:5.2f} products  {20 * share:6.2f} ms where a product takes 20 ms")
     total = sum(times.values())
     print(f"six losses {total:.2f} ms = {total / product:.2f} products (target <= 4)")
 

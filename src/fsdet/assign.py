@@ -43,8 +43,8 @@ def assign(
 ) -> Assignment:
     """Give each box the `topk` anchors inside it with the largest score^alpha CIoU^beta; no anchor serves two boxes.
 
-    An anchor wanted by several boxes goes to the one its prediction overlaps most. An anchor farther than
-    reg_max - 1 strides from a side of the box could not predict it and is never given to it.
+    An anchor wanted by several boxes goes to the one its prediction overlaps most, even if that one had enough.
+    An anchor farther than reg_max - 1 strides from a side of the box could not predict it and is never given to it.
 
     Args:
         boxes: [B, A, 4] px, predictions. points, strides: [A, 2], [A] px.

@@ -52,6 +52,25 @@ def iou_pairs(a: Tensor, b: Tensor) -> Tensor:
     return _iou(a.float(), b.float())
 
 
+def closeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the IoU family of losses is made of, for row i of `a` [n, 4] and row i of `b` [n, 4].
+
+    Returns:
+        [n] float32 each: IoU; squared distance of the centres, px^2; squared diagonal of the enclosing box, px^2.
+    """
+    if a.shape != b.shape or a.dim() != 2 or a.shape[1] != 4:
+        raise ShapeError(f"expected two [n, 4] of boxes, got {list(a.shape)} and {list(b.shape)}")
+    # coordinate-major: on slices of [n, 4] the strided passes cost half as much again
+    (low, high), (low_b, high_b) = (x.float().T.contiguous().split(2) for x in (a, b))
+    side = (torch.minimum(high, high_b) - torch.maximum(low, low_b)).clamp(min=0)
+    (width, height), (width_b, height_b) = (high - low).clamp(min=0), (high_b - low_b).clamp(min=0)
+    inter = side[0] * side[1]
+    iou = inter / (width * height + (width_b * height_b + EPS) - inter)
+    apart = (low + high - (low_b + high_b)).square().sum(0) / 4
+    cover = (torch.maximum(high, high_b) - torch.minimum(low, low_b)).square().sum(0)
+    return iou, apart, cover
+
+
 def iou_matrix(a: Tensor, b: Tensor) -> Tensor:
     """IoU of every row of `a` [n, 4] with every row of `b` [m, 4] -> [n, m] float32."""
     if a.shape[-1:] != (4,) or b.shape[-1:] != (4,) or a.dim() != 2 or b.dim() != 2:

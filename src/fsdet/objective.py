@@ -223,7 +223,7 @@ class MultiLoss(nn.Module):
 
     def _pairs(self, output, targets, class_ids, branches, found, pos) -> Pairs:  # type: ignore[no-untyped-def]
         """Rows for the pairwise losses: positives balanced over classes, and the most confident clear background."""
-        back_image, back_anchor = _background(branches, found, self.pair_rows // 4)
+        back_image, back_anchor = _background(branches, targets, found, self.pair_rows // 4)
         label = _dataset_class(targets, class_ids, pos)
         keep = _balanced(label, pos.weight, self.pair_rows - len(back_image))
         image, anchor = pos.image[keep], pos.anchor[keep]
@@ -332,13 +332,13 @@ def _balanced(label: Tensor, weight: Tensor, rows: int) -> Tensor:
     return order[rank.argsort(stable=True)[:rows]]
 
 
-def _background(branches: list[Branch], found: Assignment, rows: int) -> tuple[Tensor, Tensor]:
+def _background(branches: list[Branch], targets: Targets, found: Assignment, rows: int) -> tuple[Tensor, Tensor]:
     """Image and anchor of the most confident anchors outside every box, in images where every class is labelled."""
-    score = torch.full(found.fg.shape, -torch.inf, device=found.fg.device)
+    score = torch.full(found.fg.shape, -1e9, device=found.fg.device)
     for branch in (b for b in branches if b.logits.shape[-1]):
         score = score.maximum(branch.logits.detach().float().amax(-1))
-        score = score.masked_fill(~branch.known.all(-1, keepdim=True), -torch.inf)
-    score = score.masked_fill(found.inside | found.fg, -torch.inf).flatten()
+    sure = targets.base_known.all(-1) & targets.way_known.all(-1)
+    score = score.masked_fill(found.inside | found.fg | ~sure[:, None], -torch.inf).flatten()
     value, place = score.topk(min(rows, len(score)))
     place = place[value > -torch.inf]
     return place // found.fg.shape[1], place % found.fg.shape[1]

@@ -6,8 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from fsdet.boxes import EPS, iou_pairs
-from fsdet.errors import ShapeError
+from fsdet.boxes import EPS, closeness
 
 SIDE_EPS = 1e-3  # px: bounds the angle's gradient at an empty box
 
@@ -25,15 +24,9 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
     Raises:
         ShapeError: unless both are [P, 4].
     """
-    if pred.shape != target.shape or pred.dim() != 2 or pred.shape[-1] != 4:
-        raise ShapeError(f"ciou_loss expects two [P, 4], got {list(pred.shape)} and {list(target.shape)}")
-    pred, target = pred.float(), target.float()
-    iou = iou_pairs(pred, target)
-    cover = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
-    apart = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]) / 2
-    centre = apart.square().sum(-1) / (cover.square().sum(-1) + EPS)
-    (w, h), (wt, ht) = ((b[:, 2:] - b[:, :2] + SIDE_EPS).unbind(-1) for b in (pred, target))
+    iou, apart, cover = closeness(pred, target)
+    (w, h), (wt, ht) = ((b[:, 2:] - b[:, :2]).float().T.contiguous() + SIDE_EPS for b in (pred, target))
     v = (2 / math.pi * (torch.atan2(wt, ht) - torch.atan2(w, h))).square()
     with torch.no_grad():
         share = v / (1 - iou + v + EPS)
-    return 1 - iou + centre + share * v
+    return 1 - iou + apart / (cover + EPS) + share * v

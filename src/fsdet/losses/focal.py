@@ -16,8 +16,8 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float 
         logits, target: [..., C]; target is 0 or 1.
         alpha: share of the positives' weight, 1 - alpha for the negatives; None leaves both at 1.
     Returns:
-        [...] float32, nats. At init with zero logits: C 2^-gamma ln 2. |dL/dlogit| <= 1.1 for gamma <= 2.
-        NaN in, NaN out.
+        [...] float32, nats. At init with zero logits: C 2^-gamma ln 2. |dL/dlogit| <= 1.13
+        for gamma <= 2, 1.32 for gamma = 5; 1 for a confidently wrong column. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes are equal.
     """

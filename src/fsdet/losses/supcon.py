@@ -37,7 +37,8 @@ def contrast(z: Tensor, labels: Tensor, rows: Tensor, others: Tensor, tau: float
     """
     anchors = z[rows] / tau
     logits = anchors @ torch.cat((z, others)).T
-    logits[torch.arange(len(rows), device=z.device), rows] = -torch.inf  # before logsumexp: self is no candidate
+    with torch.no_grad():  # exp(-inf) has gradient 0 anyway, and autograd need not copy the matrix to say so
+        logits[torch.arange(len(rows), device=z.device), rows] = -torch.inf
     classes = labels.unique(return_inverse=True)[1]
     sums = torch.zeros_like(z).index_add(0, classes, z)
     count = torch.zeros_like(labels).index_add(0, classes, torch.ones_like(labels))

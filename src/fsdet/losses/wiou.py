@@ -4,8 +4,7 @@
 import torch
 from torch import Tensor
 
-from fsdet.boxes import EPS, iou_pairs
-from fsdet.errors import ShapeError
+from fsdet.boxes import EPS, closeness
 
 MEAN_FLOOR = 1e-3  # beta = L / mean stays below 1000
 
@@ -34,14 +33,10 @@ def wiou_loss(pred: Tensor, target: Tensor, mean: Tensor | float = 1.0, version:
     Raises:
         ShapeError: unless both are [P, 4].
     """
-    if pred.shape != target.shape or pred.dim() != 2 or pred.shape[-1] != 4:
-        raise ShapeError(f"wiou_loss expects two [P, 4], got {list(pred.shape)} and {list(target.shape)}")
-    pred, target = pred.float(), target.float()
-    loss = 1 - iou_pairs(pred, target)
-    apart = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]) / 2
+    iou, apart, cover = closeness(pred, target)
+    loss = 1 - iou
     with torch.no_grad():
-        cover = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
         beta = loss / torch.as_tensor(mean, device=loss.device, dtype=torch.float32).clamp(min=MEAN_FLOOR)
         weight = focusing(beta, version)
-    reach = (apart.square().sum(-1) / (cover.square().sum(-1) + EPS)).clamp(max=1)  # 1 is its mathematical maximum
+    reach = (apart / (cover.detach() + EPS)).clamp(max=1)  # 1 is its mathematical maximum
     return weight * reach.exp() * loss
