@@ -20,6 +20,14 @@ def test_two_images_with_all_their_objects(tmp_path):
         assert rows_of(record, data.names) == OBJECTS[name]
 
 
+def test_annotations_in_any_order_stay_with_their_image(tmp_path):
+    document = coco_document()
+    document["annotations"].reverse()
+    data = sources.load(coco(tmp_path, document))
+    for record, name in zip(data.split("train"), SIZES, strict=True):
+        assert rows_of(record, data.names) == OBJECTS[name][::-1]
+
+
 def test_no_image_is_opened_when_the_json_gives_sizes(tmp_path, monkeypatch):
     file = coco(tmp_path)
     monkeypatch.setattr(image_files.Image, "open", lambda *a, **k: pytest.fail("opened an image"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""load(): classes by name over mixed formats, nothing read outside the root, hostile YAML refused, real sets as published."""
+"""load(): classes by name over mixed formats, nothing read outside the root, hostile YAML refused, the real sets."""
 
 import os
 from pathlib import Path
@@ -330,8 +330,15 @@ def test_real_sets_load_as_published(name, images, boxes, classes, findings):
 def test_real_sets_together_base_chess_novel_cards_and_fruits(tmp_path):
     chess = sources.load(REAL / "chess").names
     novel = ["nine", "ten", "jack", "queen", "king", "ace", "apple", "banana", "orange"]
-    file = data_yaml(tmp_path, path=str(REAL), train="chess/train/images", base=list(chess[1:]), novel=novel,
-                     test=["chess/test/images", "cards/test", "fruits/test"], support=["cards/train", "fruits/train"])  # fmt: skip
+    file = data_yaml(
+        tmp_path,
+        path=str(REAL),
+        train="chess/train/images",
+        base=list(chess[1:]),
+        novel=novel,
+        test=["chess/test/images", "cards/test", "fruits/test"],
+        support=["cards/train", "fruits/train"],
+    )
     data = sources.load(file)
     assert (data.num_base, len(data.names), len(data.split("test")), len(data.split("support"))) == (12, 21, 156, 536)
     assert data.report.counts["object of a class in neither base nor novel"] == 3  # bishop, the junk class
