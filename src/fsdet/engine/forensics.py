@@ -101,6 +101,37 @@ def replay(task: Task, window: Sequence[Any], device: torch.device, named: Named
     return None
 
 
+def first_bad_module(task: Task, window: Sequence[Any], device: torch.device) -> str | None:
+    """The module whose output is not finite first when the window is run forward again in float32, or None.
+
+    The caller restores running statistics afterwards.
+    """
+    found: list[str] = []
+
+    def listen(name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and any(not t.isfinite().all() for t in _tensors(output)):
+                found.append(f"{name} ({type(module).__name__})")
+
+        return module.register_forward_hook(hook)
+
+    handles = [listen(name, module) for name, module in task.model.named_modules() if name]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            for batch in window:
+                task.losses(batch.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
 def gradient_norms(named: Named, count: int = 5) -> tuple[float, list[tuple[str, float]]]:
     """Total L2 norm and the `count` largest parameters' [(name, L2)]; for the debug log only."""
     norms = [(n, float(p.grad.norm())) for n, p in named if p.grad is not None]

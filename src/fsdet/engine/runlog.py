@@ -6,11 +6,13 @@ The only import of wandb. No sink raises into training: a sink that fails warns 
 
 import logging
 import math
+import netrc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fsdet.config import Log, Wandb
 from fsdet.engine.guard import Flag
@@ -158,17 +160,10 @@ class WandbSink:
         known = self.folder / "wandb_id"
         previous = known.read_text().strip() if resumed and known.exists() else None
         run_id = previous if previous and mode == "online" else self._wandb.util.generate_id()
-        settings = (
-            self._wandb.Settings(
-                init_timeout=INIT_SECONDS,
-                login_timeout=INIT_SECONDS,
-                console="off",
-                finish_timeout=INIT_SECONDS,
-                finish_timeout_raises=False,
-            )
-            if hasattr(self._wandb.Settings(), "finish_timeout")
-            else self._wandb.Settings(init_timeout=INIT_SECONDS, console="off")
-        )
+        limits = {"init_timeout": INIT_SECONDS, "login_timeout": INIT_SECONDS, "finish_timeout": INIT_SECONDS}
+        limits |= {"finish_timeout_raises": False, "console": "off"}
+        known_settings = self._wandb.Settings.model_fields  # older versions lack some of the limits
+        settings = self._wandb.Settings(**{k: v for k, v in limits.items() if k in known_settings})
         config = {**resolved, **({"resumed_from": previous} if previous else {})}
         run = self._wandb.init(
             mode=mode,
@@ -187,16 +182,15 @@ class WandbSink:
         return run
 
     def _has_key(self) -> bool:
+        """Whether a key is configured, found without asking the network."""
         if os.environ.get("WANDB_API_KEY"):
             return True
+        path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
         try:
-            return bool(self._wandb.Api().api_key) if self._netrc() else False
-        except self._mistakes:
+            return netrc.netrc(path).authenticators(host) is not None
+        except (OSError, netrc.NetrcParseError):
             return False
-
-    @staticmethod
-    def _netrc() -> bool:
-        return Path(os.environ.get("NETRC", Path.home() / ".netrc")).exists()
 
     def _axes(self) -> None:
         self.run.define_metric(AXIS)

@@ -95,7 +95,7 @@ class StepController:
         )
         self.memory = Memory(task.model, task.objective)
         self.step = 0  # committed
-        self.backoffs = 0  # in a row
+        self.overflows = self.overflows_low = 0  # in a row, of fp16; the latter below guard.min_scale
 
     def run(
         self,
@@ -131,7 +131,8 @@ class StepController:
         if unscaled:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.backoffs = self.backoffs + 1 if outcome == "amp_backoff" else 0
+        if outcome == "committed":
+            self.overflows = self.overflows_low = 0
         return _report(outcome, self.step, facts, lr, culprit, ids, clip_norm)
 
     def _backward(self, window: Sequence[Any], observe: Callable | None) -> tuple[list[LossReport], list[Tensor]]:
@@ -181,17 +182,23 @@ class StepController:
         self, facts: Facts, any_gradient: bool, window: Sequence[Any], reports: list[LossReport]
     ) -> tuple[str, str | None]:
         if not facts.finite:
-            return "bad_loss", forensics.bad_loss(reports)
+            self.memory.restore()
+            module = forensics.first_bad_module(self.task, window, self.device)
+            return "bad_loss", forensics.bad_loss(reports) + (f"; first in the output of {module}" if module else "")
         if not any_gradient:
             return "no_grad", "no parameter received a gradient"
         if math.isfinite(facts.norm):
             return "committed", None
         culprit = forensics.bad_gradient(self.named)
-        if not self.scaler.is_enabled():
-            return "bad_grad", culprit
-        if facts.scale < self.guard.min_scale and self.backoffs:
-            return "bad_grad", f"{culprit}; still so at loss scale {facts.scale:g}"
-        if self.backoffs + 1 >= REPLAY_AFTER:
+        return self._overflow(facts.scale, culprit, window) if self.scaler.is_enabled() else ("bad_grad", culprit)
+
+    def _overflow(self, scale: float, culprit: str, window: Sequence[Any]) -> tuple[str, str]:
+        """fp16: calibration of the loss scale, unless it repeats at a low scale or float32 shows the same."""
+        self.overflows += 1
+        self.overflows_low = self.overflows_low + 1 if scale < self.guard.min_scale else 0
+        if self.overflows_low > 1:
+            return "bad_grad", f"{culprit}; still so at loss scale {scale:g}"
+        if self.overflows >= REPLAY_AFTER:
             self.memory.restore()
             replayed = forensics.replay(self.task, window, self.device, self.named)
             if replayed is not None:

@@ -318,7 +318,7 @@ class Trainer:
             "scaler": controller.scaler.state_dict(),
             "objective": self.task.objective.state_dict(),
             "step": controller.step,
-            "backoffs": controller.backoffs,
+            "overflows": [controller.overflows, controller.overflows_low],
             "epoch": self.epoch,
             "batch": position.batch,
             "finished": position.finished,
@@ -340,7 +340,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"], state["ema_count"])
         checkpoint.load_optimizer(self.optimizer, state["optimizer"])
         self.controller.scaler.load_state_dict(state["scaler"])
-        self.controller.step, self.controller.backoffs = state["step"], state["backoffs"]
+        self.controller.step = state["step"]
+        self.controller.overflows, self.controller.overflows_low = state["overflows"]
         self.position = Position(**(state["position"] | {"finished": False}))
         self.guard.load_state_dict(state["guard"])
         checkpoint.restore_random_state(state["rng"])

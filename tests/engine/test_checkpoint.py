@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A checkpoint is whole or absent, is verified before use, and runs no code."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.toy import ToyTask
+from fsdet.engine import checkpoint
+from fsdet.engine.checkpoint import Writer, init_from, is_finished, load, newest, snapshot, write_durably
+from fsdet.errors import CheckpointError, RunFailed
+
+
+def state(step: int, value: float = 1.0, **more) -> dict:
+    model = {"w": torch.full((50,), value)}
+    return {"model": model, "ema": model, "optimizer": {"state": {}}, "step": step, "batch": step, **more}
+
+
+def test_a_saved_state_reads_back_and_the_manifest_has_its_hash(tmp_path):
+    writer = Writer(tmp_path)
+    writer.save(state(3, finished=True, rng={"cpu": torch.get_rng_state()}), best=True, wait=True)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert (
+        sorted(p.name for p in tmp_path.glob("*.pt")) == sorted(manifest) == ["best.pt", "last.pt", "step_00000003.pt"]
+    )
+    for name, entry in manifest.items():
+        assert entry["sha256"] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() and "replaces" not in entry
+    assert load(tmp_path / "best.pt")["step"] == 3 and is_finished(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_snapshot_is_taken_at_once_and_keeps_the_memory_layout(tmp_path):
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    taken = snapshot({"a": [weight, (1, "x", None)]})
+    before, stride = weight.clone(), weight.stride()
+    weight.zero_()
+    assert torch.equal(taken["a"][0], before) and taken["a"][0].stride() == stride and taken["a"][1] == (1, "x", None)
+
+
+def test_what_is_not_plain_is_refused_before_it_is_written():
+    with pytest.raises(TypeError, match="PosixPath"):
+        snapshot({"path": Path("x")})
+
+
+def test_the_ring_keeps_the_newest_and_leaves_best_alone(tmp_path):
+    writer = Writer(tmp_path, keep=2)
+    for step in range(1, 6):
+        writer.save(state(step, step), best=step == 2, wait=True)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == [
+        "best.pt",
+        "last.pt",
+        "step_00000004.pt",
+        "step_00000005.pt",
+    ]
+    assert (load(tmp_path / "best.pt")["step"], load(tmp_path / "last.pt")["step"]) == (2, 5)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-100]),
+    "empty": lambda p: p.write_bytes(b""),
+    "bit": flip,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog, kind):
+    writer = Writer(tmp_path)
+    for step in (1, 2):
+        writer.save(state(step), wait=True)
+    DAMAGE[kind](tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt.*intact"):
+        load(tmp_path / "last.pt")
+    path, found = newest(tmp_path)
+    assert path.name == "step_00000002.pt" and found["step"] == 2 and "last.pt" in caplog.text
+    DAMAGE[kind](tmp_path / "step_00000002.pt")
+    assert newest(tmp_path)[0].name == "step_00000001.pt"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty"])
+def test_damage_is_seen_without_a_manifest_too(tmp_path, kind):
+    Writer(tmp_path).save(state(1), wait=True)
+    (tmp_path / "manifest.json").unlink()
+    DAMAGE[kind](tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="intact"):
+        load(tmp_path / "last.pt")
+
+
+def test_no_intact_checkpoint_is_an_error_that_lists_the_damaged(tmp_path):
+    Writer(tmp_path).save(state(1), wait=True)
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"last\.pt, step_00000001\.pt"):
+        newest(tmp_path)
+
+
+class Payload:
+    """Touches a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_payload_is_refused_and_its_code_not_run(tmp_path):
+    torch.save({**state(1), "extra": Payload(tmp_path / "touched")}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match="not run"):
+        load(tmp_path / "bad.pt")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_missing_file_and_a_foreign_dict_are_told_apart(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing there"):
+        load(tmp_path / "none.pt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match="model, ema, optimizer, step"):
+        load(tmp_path / "foreign.pt")
+    torch.save({**state(1), "format": 99}, tmp_path / "newer.pt")
+    with pytest.raises(CheckpointError, match="format 99"):
+        load(tmp_path / "newer.pt")
+
+
+def test_non_finite_weights_are_never_written_and_refused_when_found(tmp_path, caplog):
+    writer = Writer(tmp_path)
+    writer.save(state(1), wait=True)
+    with pytest.raises(RunFailed, match=r"model\.w"):
+        writer.save(state(2, float("nan")), wait=True)
+    assert load(tmp_path / "last.pt")["step"] == 1
+    torch.save(state(3, float("inf")), tmp_path / "poisoned.pt")
+    with pytest.raises(CheckpointError, match=r"NaN or inf in model\.w"):
+        load(tmp_path / "poisoned.pt")
+
+
+def test_a_full_disk_is_one_warning_and_the_next_save_works(tmp_path, monkeypatch, caplog):
+    writer = Writer(tmp_path)
+    writer.save(state(1), wait=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        writer.save(state(2))
+        writer.join()
+    assert caplog.text.count("not saved") == 1 and "No space left" in caplog.text
+    assert load(tmp_path / "last.pt")["step"] == 1 and not list(tmp_path.glob(".*"))
+    writer.save(state(3), wait=True)
+    assert load(tmp_path / "last.pt")["step"] == 3
+
+
+class Killed(BaseException):
+    """Passes every handler, as SIGKILL does."""
+
+
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkeypatch, moment):
+    """Five renames in a save: manifest, step file, last, best, manifest."""
+    writer, rename, calls = Writer(tmp_path), os.replace, iter(range(1, 6))
+    writer.save(state(1), best=True, wait=True)
+
+    def dying(source, target):
+        if next(calls) == moment:
+            raise Killed
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", dying)
+        writer._write(snapshot(state(2, 2.0)), True)
+    steps = {path.name: load(path)["step"] for path in tmp_path.glob("*.pt")}
+    assert (steps["last.pt"], steps["best.pt"]) == (1 + (moment > 3), 1 + (moment > 4)) and steps[
+        "step_00000001.pt"
+    ] == 1
+    assert newest(tmp_path)[1]["step"] == steps["last.pt"]
+    writer.save(state(3), wait=True)
+    assert newest(tmp_path)[1]["step"] == 3
+
+
+def test_init_from_reports_what_fitted_and_prefers_the_ema(tmp_path):
+    task, other = ToyTask(seed=1), ToyTask(seed=2)
+    other.model.head = nn.Linear(4, 7)
+    ema = {k: torch.full_like(v, 3) for k, v in task.model.state_dict().items()}
+    torch.save(
+        {**state(1), "model": task.model.state_dict(), "ema": {**ema, "old.weight": torch.ones(1)}}, tmp_path / "a.pt"
+    )
+    other.model.add_module("extra", nn.Linear(1, 1))
+    report = init_from(other.model, tmp_path / "a.pt")
+    assert "6 of 10 tensors fitted" in report
+    assert "not in the checkpoint (2): extra.weight, extra.bias" in report
+    assert "of another shape (2): head.weight [1, 4] -> [7, 4]" in report and "unused (1): old.weight" in report
+    assert other.model.backbone[0].weight.eq(3).all()
+
+
+def test_init_from_a_stranger_is_an_error(tmp_path):
+    torch.save(state(1), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="none fits"):
+        init_from(nn.Linear(2, 2), tmp_path / "a.pt")
+
+
+def test_a_durable_write_replaces_or_leaves(tmp_path):
+    path = tmp_path / "file"
+    write_durably(path, b"one")
+    write_durably(path, b"two")
+    assert path.read_bytes() == b"two" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_generators_are_restored():
+    kept = checkpoint.random_state()
+    first = torch.rand(3)
+    checkpoint.restore_random_state(kept)
+    assert torch.equal(torch.rand(3), first)

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The loop: a resumed run is the straight run to the last bit, boundaries happen once, and a run says how it ended."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.test_step import spoiled
+from engine.toy import ToyTask, trainer
+from fsdet.config import Guard, Log, Save
+from fsdet.engine.checkpoint import is_finished, load, newest
+from fsdet.errors import CheckpointError, ConfigError, RunFailed
+
+NAN = float("nan")
+
+
+def rows(folder, kind=None):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in found if kind in (None, r["kind"])]
+
+
+def same(a, b) -> bool:
+    """Equal to the last bit, whatever the nesting."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Power(Exception):
+    """The plug is pulled."""
+
+
+def pull_the_plug_at(task: ToyTask, call: int) -> ToyTask:
+    calls = iter(range(1, 10**6))
+
+    def spoil(batch, report):
+        if next(calls) == call:
+            raise Power
+        return report
+
+    task.spoil = spoil
+    return task
+
+
+SETTINGS = [({}, {}), ({"name": "adamw", "accumulate": 2}, {}), ({"schedule": "plateau"}, {"precision": "bf16"}),
+            ({"ema": 0}, {"precision": "fp16"})]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, more", SETTINGS)
+@pytest.mark.parametrize("call", [4, 9])
+def test_a_resumed_run_is_the_straight_run_to_the_last_bit(tmp_path, changes, more, call):
+    """Dropout draws, BatchNorm moves, momentum is channels-last, and saves fall into the middle of epochs."""
+    common = {"changes": changes, "save": Save(every_steps=2), "eval_every": 0.6, **more}
+    straight = trainer(ToyTask(), tmp_path / "a", **common).fit()
+    with pytest.raises(Power):
+        trainer(pull_the_plug_at(ToyTask(), call), tmp_path / "b", **common).fit()
+    resumed = trainer(ToyTask(seed=0), tmp_path / "b", resume=True, **common).fit()
+    assert resumed.steps == straight.steps and resumed.metrics == straight.metrics
+    for name in ("last.pt", "best.pt"):
+        assert same(load(tmp_path / "a" / name), load(tmp_path / "b" / name))
+    for name in ("metrics.jsonl", "results.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_workers_may_change_on_resume(tmp_path):
+    trainer(ToyTask(), tmp_path / "a", save=Save(every_steps=1)).fit()
+    with pytest.raises(Power):
+        trainer(pull_the_plug_at(ToyTask(), 4), tmp_path / "b", save=Save(every_steps=1), workers=2).fit()
+    trainer(ToyTask(), tmp_path / "b", save=Save(every_steps=1), workers=1, resume=True).fit()
+    assert same(load(tmp_path / "a/last.pt"), load(tmp_path / "b/last.pt"))
+
+
+def test_a_truncated_last_checkpoint_costs_nothing_but_a_warning(tmp_path, caplog):
+    trainer(ToyTask(), tmp_path / "a", save=Save(every_steps=2)).fit()
+    with pytest.raises(Power):
+        trainer(pull_the_plug_at(ToyTask(), 8), tmp_path / "b", save=Save(every_steps=2)).fit()
+    last = tmp_path / "b/last.pt"
+    last.write_bytes(last.read_bytes()[:-50])
+    trainer(ToyTask(), tmp_path / "b", save=Save(every_steps=2), resume=True).fit()
+    assert "last.pt" in caplog.text and same(load(tmp_path / "a/last.pt"), load(tmp_path / "b/last.pt"))
+
+
+def test_an_epoch_is_a_row_an_evaluation_and_a_checkpoint(tmp_path):
+    result = trainer(ToyTask(scores=[0.2, 0.5, 0.4]), tmp_path / "r", changes={"epochs": 3}).fit()
+    table = list(csv.DictReader((tmp_path / "r/results.csv").read_text().splitlines()))
+    assert [(r["epoch"], r["step"], r["val/score"]) for r in table] == [
+        ("1", "5", "0.2"),
+        ("2", "10", "0.5"),
+        ("3", "15", "0.4"),
+    ]
+    assert (result.best_metric, result.metrics, result.steps) == (0.5, {"val/score": 0.4}, 15)
+    assert load(result.best)["step"] == 10 and load(tmp_path / "r/last.pt")["step"] == 15
+    assert is_finished(tmp_path / "r") and load(tmp_path / "r/last.pt")["spec"] == {"kind": "toy", "rows": 4}
+    means = [sum(r["raw"]["bbox"] for r in rows(tmp_path / "r", "step")[i : i + 5]) / 5 for i in (0, 5, 10)]
+    assert [float(r["train/bbox_loss"]) for r in table] == pytest.approx(means)
+
+
+@pytest.mark.parametrize(
+    "every, expected", [(0, [15]), (1, [5, 10, 15]), (0.4, [2, 4, 6, 8, 10, 12, 14, 15]), (2, [10, 15])]
+)
+def test_evaluations_fall_where_they_were_asked_for_and_once_at_the_end(tmp_path, every, expected):
+    trainer(ToyTask(), tmp_path / "r", changes={"epochs": 3}, eval_every=every).fit()
+    assert [r["step"] for r in rows(tmp_path / "r", "val")] == expected
+
+
+def test_the_first_evaluation_writes_best_even_when_it_is_nan(tmp_path):
+    result = trainer(ToyTask(scores=[NAN, NAN]), tmp_path / "r").fit()
+    assert load(result.best)["step"] == 5
+
+
+def test_remainder_windows_are_used_and_end_with_their_epoch(tmp_path):
+    trainer(ToyTask(), tmp_path / "r", changes={"accumulate": 2}).fit()
+    assert [(r["step"], r["batch"], r["epoch"]) for r in rows(tmp_path / "r", "step")] == [
+        (1, 2, 1), (2, 4, 1), (3, 5, 1), (4, 7, 2), (5, 9, 2), (6, 10, 2)]  # fmt: skip
+
+
+def test_steps_count_committed_ones_and_replace_epochs(tmp_path):
+    task = ToyTask(spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index in (1, 4) else r)
+    result = trainer(task, tmp_path / "r", changes={"epochs": None, "steps": 7}).fit()
+    told = rows(tmp_path / "r", "step")
+    assert result.steps == 7 and told[-1]["batch"] == 9
+    assert [r["batch"] for r in told if r["outcome"] == "bad_loss"] == [2, 5]
+    committed = [r for r in told if r["outcome"] == "committed"]
+    assert committed[1]["lr"]["head"] == pytest.approx(0.05), "the rejected step did not advance the schedule"
+
+
+def test_a_rejected_step_leaves_an_incident_and_lines_to_grep(tmp_path):
+    task = ToyTask(spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index == 3 else r)
+    trainer(task, tmp_path / "r").fit()
+    log = (tmp_path / "r/training_debug.log").read_text()
+    assert log.count("Skipping optimizer step") == 1 and log.count("NaN/Inf gradient") == 0
+    assert "bbox_loss (rows [1] of image_3_1)" in log
+    report = json.loads((tmp_path / "r/incidents/step_3/report.json").read_text())
+    assert (report["outcome"], report["batches"], report["raw"]["bbox"]) == ("bad_loss", [3], None)
+    assert len(report["last_norms"]) == 3
+    batch = torch.load(tmp_path / "r/incidents/step_3/batch.pt", weights_only=True)[0]
+    assert torch.equal(batch["pixels"], task.batch(3).pixels)
+
+
+def test_rejections_in_a_row_end_the_run_with_a_reason_and_a_checkpoint(tmp_path):
+    task = ToyTask(batches_per_epoch=50, spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index >= 6 else r)
+    with pytest.raises(RunFailed, match=r"(?s)4 steps in a row.*bad_loss.*bbox_loss.*report\.json"):
+        trainer(task, tmp_path / "r", guard=Guard(max_rejected_in_row=4)).fit()
+    _, state = newest(tmp_path / "r")
+    assert (state["step"], state["batch"], state["finished"]) == (6, 10, False)
+    assert len(list((tmp_path / "r/incidents").iterdir())) == 4
+
+
+def test_an_all_frozen_run_says_so(tmp_path):
+    with pytest.raises(RunFailed, match=r"stage\.freeze"):
+        trainer(ToyTask(batches_per_epoch=50), tmp_path / "r", freeze=["backbone", "head"]).fit()
+
+
+def test_a_run_whose_every_step_is_rejected_divides_by_nothing(tmp_path):
+    trainer(ToyTask(spoil=spoiled("bbox", NAN)), tmp_path / "r").fit()
+    assert "no step committed" in (tmp_path / "r/training_debug.log").read_text()
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path):
+    trainer(ToyTask(), tmp_path / "r").fit()
+    with pytest.raises(ConfigError, match="--resume"):
+        trainer(ToyTask(), tmp_path / "r")
+    trainer(ToyTask(), tmp_path / "r", exist_ok=True, changes={"epochs": 1}).fit()
+    assert load(tmp_path / "r/last.pt")["step"] == 5
+    assert {p.name for p in (tmp_path / "r").glob("step*")} == {"step_00000005.pt"}
+
+
+def test_a_folder_without_a_checkpoint_may_be_started_afresh_but_not_resumed(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/metrics.jsonl").write_text("old\n")
+    with pytest.raises(CheckpointError, match="none"):
+        trainer(ToyTask(), tmp_path / "r", resume=True)
+    trainer(ToyTask(), tmp_path / "r").fit()
+    assert rows(tmp_path / "r")
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.dir"):
+        trainer(ToyTask(), tmp_path / "file" / "r")
+
+
+def test_resuming_into_another_architecture_or_optimizer_is_refused(tmp_path):
+    trainer(ToyTask(), tmp_path / "r").fit()
+    other = ToyTask()
+    other.model.head = torch.nn.Linear(4, 2)
+    with pytest.raises(CheckpointError, match=r"head\.weight"):
+        trainer(other, tmp_path / "r", resume=True)
+    with pytest.raises(CheckpointError, match="bf16"):
+        trainer(ToyTask(), tmp_path / "r", resume=True, precision="bf16")
+
+
+def test_a_finished_run_can_be_lengthened(tmp_path):
+    trainer(ToyTask(), tmp_path / "r").fit()
+    result = trainer(ToyTask(), tmp_path / "r", resume=True, changes={"epochs": 3}).fit()
+    assert result.steps == 15 and [r["step"] for r in rows(tmp_path / "r", "val")] == [5, 10, 15]
+
+
+def test_an_evaluation_that_fails_does_not_lose_the_epoch(tmp_path):
+    task = ToyTask()
+    task.evaluate = lambda model: (_ for _ in ()).throw(Power())
+    with pytest.raises(Power):
+        trainer(task, tmp_path / "r").fit()
+    assert newest(tmp_path / "r")[1]["step"] == 5
+    assert trainer(ToyTask(), tmp_path / "r", resume=True).fit().steps == 10
+    assert [r["step"] for r in rows(tmp_path / "r", "val")] == [5, 10]
+
+
+def test_freezing_by_epoch_keeps_bytes_and_batchnorm_and_survives_a_resume(tmp_path):
+    task = ToyTask()
+    before = {k: v.clone() for k, v in task.model.backbone.state_dict().items()}
+    freeze = {1: ["backbone"], 2: []}
+    trainer(task, tmp_path / "r", changes={"epochs": 1}, freeze=freeze).fit()
+    kept = load(tmp_path / "r/last.pt")
+    assert all(torch.equal(v, kept["model"][f"backbone.{k}"]) for k, v in before.items())
+    trainer(ToyTask(), tmp_path / "r", resume=True, freeze=freeze).fit()
+    moved = load(tmp_path / "r/last.pt")
+    assert not any(torch.equal(v, moved["model"][f"backbone.{k}"]) for k, v in before.items())
+
+
+def test_freeze_norm_keeps_every_running_statistic(tmp_path):
+    task = ToyTask()
+    trainer(task, tmp_path / "r", freeze_norm=True).fit()
+    assert task.model.backbone[1].num_batches_tracked == 0
+    assert not torch.equal(task.model.backbone[1].weight, torch.ones(4)), "its parameters still train"
+
+
+def test_a_freeze_prefix_that_matches_nothing_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'backbone'"):
+        trainer(ToyTask(), tmp_path / "r", freeze=["backbon"])
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path):
+    def spoil(batch, report):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RunFailed, match=r"optim\.accumulate"):
+        trainer(ToyTask(spoil=spoil), tmp_path / "r").fit()
+
+
+def test_the_debug_log_has_the_gradient_block_and_components(tmp_path):
+    trainer(ToyTask(), tmp_path / "r", log=Log(every=1, debug=True)).fit()
+    log = (tmp_path / "r/training_debug.log").read_text()
+    block = log[log.index("Gradient Norms:") :].splitlines()
+    assert block[1].startswith("  total: ") and "head." in "".join(block[2:6]) and "Loss Components:" in log
+
+
+def test_evaluating_more_often_does_not_change_what_is_learned(tmp_path):
+    for name, every in (("a", 0), ("b", 0.2)):
+        trainer(ToyTask(), tmp_path / name, eval_every=every).fit()
+    assert same(load(tmp_path / "a/last.pt")["model"], load(tmp_path / "b/last.pt")["model"])
+
+
+def test_a_batch_that_cannot_be_made_is_skipped_and_named(tmp_path):
+    def tamper(batch):
+        if batch.index == 2:
+            raise OSError("image truncated: cat.jpg")
+        return replace(batch)
+
+    result = trainer(ToyTask(tamper=tamper), tmp_path / "r").fit()
+    (bad,) = [r for r in rows(tmp_path / "r", "step") if r["outcome"] == "bad_input"]
+    assert result.steps == 9 and "cat.jpg" in bad["culprit"] and bad["batch"] == 3
