@@ -166,11 +166,12 @@ def support_window(sample: Sample, index: int, size: int, rng: np.random.Generat
         mirror = rng.random() < jitter.flip
         room = max(0.0, (size - factor * float((box[2:] - box[:2]).max())) / 2)
         shift = rng.uniform(-0.5, 0.5, 2) * room
-    out = warp(Sample(sample.image, box[None], sample.labels[index : index + 1]),
-               support_matrix(box, size, factor, shift, mirror), size)  # fmt: skip
-    image = colour(rng, out.image, jitter) if rng is not None and jitter is not None else out.image
-    moved = out.boxes[0] if len(out.boxes) else np.array([0, 0, size, size], np.float32)
-    return image, moved
+    matrix = support_matrix(box, size, factor, shift, mirror)
+    nothing = np.zeros((0, 4), np.float32)
+    image = warp(Sample(sample.image, nothing, sample.labels[:0]), matrix, size).image
+    if rng is not None and jitter is not None:
+        image = colour(rng, image, jitter)
+    return image, move_boxes(box[None], matrix, size, size)[0][0]
 
 
 def paste(rng: np.random.Generator, canvas: Sample, crop: Sample, jitter: Jitter, margin: float = 4.0) -> Sample:
