@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from fsdet.data.synthetic import draw_demo
+    from fsdet.data.synthetic import SIZES, draw_demo
     from fsdet.progress import Progress
 
-    with Progress(None, "draw", unit="picture") as bar:
+    with Progress(sum(SIZES.values()), "draw", unit="picture") as bar:
         path = draw_demo(args.out, seed=args.seed, progress=lambda done, _: bar.update(done - bar.count))
-    print(f"{path}")
+    print(path)
     return 0
 
 

@@ -24,6 +24,8 @@ VERBS = {
     "probe": "per-loss gradients of the first batch",
     "check": "configuration, data, one dry step, memory",
     "data": "make, check and convert data sets, draw shots",
+    "report": "where a run stands: curves, last evaluation, table",
+    "doctor": "red flags and rejected steps of a run, and what to do",
     "info": "what a configuration or checkpoint is",
 }
 PIPE_CLOSED = 141  # what a shell reports for a program whose reader went away

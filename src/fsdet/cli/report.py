@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Example: fsdet report checkpoints/stage2
+Draws results.png from results.csv and prints where the run stands."""
+
+import argparse
+from pathlib import Path
+
+from fsdet.cli._history import History, read_history
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """RUN"""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report of a run."""
+    history = read_history(args.run)
+    print("\n".join([_state(history), *_evaluation(history), *_table(args.run), *_pictures(args.run)]))
+    return 0
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """results.png of a run folder; None before its first epoch ended."""
+    if not (folder / "results.csv").is_file():
+        return None
+    from fsdet.pictures import plot_results
+
+    return plot_results(folder / "results.csv", folder / "results.png")
+
+
+def _state(history: History) -> str:
+    ended = "finished" if history.finished else f"unfinished; next: fsdet train --resume {history.folder}"
+    return f"{history.folder}: step {history.last_step}, {ended}"
+
+
+def _evaluation(history: History) -> list[str]:
+    rows = history.rows.get("val", [])
+    if not rows:
+        return ["not evaluated yet"]
+    shown = (f"{key} {value:.4f}" for key, value in rows[-1].items() if key.startswith("val/") and value is not None)
+    return [f"last evaluation, epoch {rows[-1]['epoch']:g}: {', '.join(shown)}"]
+
+
+def _table(folder: Path) -> list[str]:
+    path = folder / "results.json"
+    if not path.is_file():
+        return [f"next: fsdet eval {folder / 'best.pt'} --json {path}"]
+    from fsdet.evaluation.summary import read_results, table
+
+    return ["", table([read_results(path)], [folder.name])]
+
+
+def _pictures(folder: Path) -> list[str]:
+    curves = draw_curves(folder)
+    found = [*([curves] if curves else []), *sorted(folder.glob("*.jpg")), *sorted(folder.glob("episodes/*.jpg"))[-1:]]
+    return ["", "pictures:", *(f"  {path}" for path in found)] if found else []
