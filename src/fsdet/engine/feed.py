@@ -7,6 +7,7 @@
 import itertools
 import logging
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,23 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fsdet.errors import RunFailed
+from fsdet.errors import FsdetError, RunFailed
 from fsdet.types import Task
 
 log = logging.getLogger("fsdet")
 RESTARTS = 3  # of a dead worker pool at one position
-HUNG_SECONDS = 600.0
-MISTAKES = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError)
+HUNG_SECONDS, CHECK_SECONDS = 600, 20
+MISTAKES = (
+    FsdetError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 class Failed:
@@ -71,14 +82,14 @@ class Feed:
         failures = 0
         while self.stop is None or self.next < self.stop:
             try:
-                batch = next(self._open())
-            except RuntimeError as error:  # torch's words for a worker that was killed or hangs
+                batch = self._take()
+            except (RuntimeError, OSError, EOFError) as error:  # what a killed or hung worker looks like from here
                 failures += 1
                 self.close()
                 if failures > RESTARTS:
                     raise RunFailed(
-                        f"loader workers died {failures} times in a row at batch {self.next}; "
-                        f"last: {error}. Next: try data.workers=0 to see the reason"
+                        f"loader workers died {failures} times in a row at batch {self.next}; last: {error}. "
+                        "Next: try data.workers=0 to see the reason"
                     ) from error
                 log.warning("loader workers died at batch %d (%s); starting them again there", self.next, error)
                 continue
@@ -86,9 +97,19 @@ class Feed:
             self.next += 1
             yield batch
 
+    def _take(self) -> Any:
+        """The next batch; a slow worker is waited for, a dead one is noticed within CHECK_SECONDS."""
+        for _ in range(HUNG_SECONDS // CHECK_SECONDS):
+            try:
+                return next(self._open())
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+        raise RuntimeError(f"no batch within {HUNG_SECONDS} s")
+
     def _open(self) -> Iterator[Any]:
         if self._rows is None:
-            extra = {"prefetch_factor": 2, "timeout": HUNG_SECONDS} if self.workers else {}
+            extra = {"prefetch_factor": 2, "timeout": CHECK_SECONDS} if self.workers else {}
             loader = DataLoader(
                 _Batches(self.task),
                 batch_size=None,
@@ -100,6 +121,8 @@ class Feed:
                 **extra,
             )
             self._rows = iter(loader)
+            if self.workers and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises in the middle of a step
         return self._rows
 
     def close(self) -> None:

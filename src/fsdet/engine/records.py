@@ -90,7 +90,7 @@ class Records:
         self.write("metrics.jsonl", json.dumps(jsonable(content), allow_nan=False))
 
     def timing(self, step: int, batch: int, seconds: Mapping[str, float]) -> None:
-        self.write("timings.jsonl", json.dumps({"step": step, "batch": batch, **seconds}))
+        self.write("timings.jsonl", json.dumps({"step": step, "batch": batch, "seconds": dict(seconds)}))
 
     def step(self, report: StepReport, epoch: int, batch: int, clip_norm: float) -> None:
         """A step into metrics.jsonl and, in the words its readers grep for, into training_debug.log."""

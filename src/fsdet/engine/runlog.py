@@ -8,6 +8,7 @@ import logging
 import math
 import netrc
 import os
+import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ class WandbSink:
     def _init(self, mode: str, options: Wandb, resolved: Mapping[str, Any], resumed: bool) -> Any:
         known = self.folder / "wandb_id"
         previous = known.read_text().strip() if resumed and known.exists() else None
-        run_id = previous if previous and mode == "online" else self._wandb.util.generate_id()
+        run_id = previous if previous and mode == "online" else secrets.token_hex(4)
         limits = {"init_timeout": INIT_SECONDS, "login_timeout": INIT_SECONDS, "finish_timeout": INIT_SECONDS}
         limits |= {"finish_timeout_raises": False, "console": "off"}
         known_settings = self._wandb.Settings.model_fields  # older versions lack some of the limits
@@ -228,7 +229,7 @@ class WandbSink:
     def close(self, failed: bool) -> None:
         if self.run is not None:
             self._failed = False
-            self._guarded(self.run.finish, exit_code=int(failed), quiet=True)
+            self._guarded(self.run.finish, exit_code=int(failed))
 
 
 class TensorboardSink:

@@ -363,6 +363,8 @@ class Trainer:
     def _result(self) -> RunResult:
         best, position = self.folder / "best.pt", self.position
         commands = (f"fsdet eval {best}", f"fsdet report {self.folder}")
+        if self.logging.wandb.mode != "disabled":
+            commands += (f"python -m wandb leet {self.folder / 'wandb'}",)
         return RunResult(self.folder, best, position.best, position.metrics, self.controller.step, commands)
 
 

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Batches come in order of their index, whatever the number of workers, and a lost worker costs nothing."""
+
+import gc
+import os
+import signal
+
+import pytest
+import torch
+
+from engine.toy import ToyTask
+from fsdet.engine import feed
+from fsdet.engine.feed import Failed, Feed
+from fsdet.errors import DataError, RunFailed
+
+a_dead_worker_leaves_its_socket = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("start, stop", [(0, 6), (4, 9), (3, 3)])
+def test_order_and_content_do_not_depend_on_workers(workers, start, stop):
+    task, state = ToyTask(), torch.get_rng_state()
+    batches = list(Feed(task, start, stop, workers))
+    assert [b.index for b in batches] == list(range(start, stop))
+    assert all(torch.equal(b.pixels, task.batch(b.index).pixels) for b in batches)
+    assert torch.equal(state, torch.get_rng_state()), "the loader drew from the training's generator"
+
+
+def test_without_a_stop_it_goes_on():
+    endless = iter(Feed(ToyTask(), 10, None, 0))
+    assert [next(endless).index for _ in range(4)] == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("error", [OSError("truncated"), ValueError("bad label"), DataError("no such file")])
+def test_a_batch_that_raises_becomes_a_failed_one_in_its_place(error):
+    def tamper(batch):
+        if batch.index == 1:
+            raise error
+        return batch
+
+    first, second, third = Feed(ToyTask(tamper=tamper), 0, 3, 0)
+    assert isinstance(second, Failed) and str(error) in second.reason and not second.finite()
+    assert (first.index, second.index, third.index) == (0, 1, 2)
+
+
+@a_dead_worker_leaves_its_socket
+def test_a_killed_worker_is_replaced_at_the_same_position(tmp_path, caplog, monkeypatch):
+    def tamper(batch):
+        if batch.index == 3 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    monkeypatch.setattr(feed, "CHECK_SECONDS", 1)
+    batches = list(Feed(ToyTask(tamper=tamper), 0, 6, 1))
+    gc.collect()
+    assert [b.index for b in batches] == list(range(6)) and "starting them again" in caplog.text
+
+
+@a_dead_worker_leaves_its_socket
+def test_workers_that_keep_dying_end_the_run_with_the_index(monkeypatch):
+    def tamper(batch):
+        if batch.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    monkeypatch.setattr(feed, "CHECK_SECONDS", 1)
+    monkeypatch.setattr(feed, "RESTARTS", 1)
+    with pytest.raises(RunFailed, match=r"at batch [01].*data\.workers=0"):
+        list(Feed(ToyTask(tamper=tamper), 0, 3, 1))
+    gc.collect()

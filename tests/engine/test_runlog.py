@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a run writes can be read back by those who look for it, and no sink can stop a training."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+
+from engine.test_guard import report
+from engine.test_trainer import rows
+from engine.toy import ToyTask, trainer
+from fsdet.config import Log, Wandb
+from fsdet.engine import runlog
+from fsdet.engine.guard import Flag
+from fsdet.engine.records import Records, cut_rows
+from fsdet.engine.runlog import AXIS, RunLog, step_values
+
+WANDB_KEYS = {
+    "train_step/global_step", "train_step/dfl_loss", "train_step/weighted/dfl", "train_step/total_loss",
+    "train_step/grad_norm", "train_step/grad_l2_postclip", "train_step/clip_ratio", "train_step/loss_scale",
+    "train_step/lr/head", "health/committed_total", "epoch",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One short run with everything that is local switched on."""
+    folder = tmp_path_factory.mktemp("run") / "r"
+    options = Log(every=1, debug=True, tensorboard=True, probe_every=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(ToyTask(), folder, log=options, changes={"clip_norm": 2.0}).fit()
+    return folder
+
+
+@pytest.mark.parametrize("words, count", [("NaN/Inf gradient", 0), ("Skipping optimizer step", 0), ("bbox_loss:", 10),
+                                          ("Total Loss:", 10), ("Total Grad Norm:", 10), ("Norm after clip", 10),
+                                          ("Gradient Norms:", 1), ("Loss Components:", 10)])  # fmt: skip
+def test_the_log_answers_the_greps(run, words, count):
+    assert sum(words in line for line in (run / "training_debug.log").read_text().splitlines()) == count
+
+
+def test_the_norm_after_clip_never_exceeds_the_threshold_and_the_one_before_does(run):
+    lines = (run / "training_debug.log").read_text().splitlines()
+    after = [float(line.split("Norm after clip: ")[1].split()[0]) for line in lines if "Norm after clip" in line]
+    before = [float(line.split("Total Grad Norm: ")[1].split()[0]) for line in lines if "Total Grad Norm:" in line]
+    assert max(after) <= 2.0 < max(before) and all(a <= b for a, b in zip(after, before, strict=True))
+
+
+def test_every_json_line_is_json_and_equal_runs_have_equal_files(run, tmp_path):
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        assert all(isinstance(json.loads(line), dict) for line in (run / name).read_text().splitlines())
+    assert {r["kind"] for r in rows(run)} == {"step", "probe", "val"}
+    trainer(ToyTask(), tmp_path / "again", log=Log(every=1, probe_every=5), changes={"clip_norm": 2.0}).fit()
+    assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "again/metrics.jsonl").read_bytes()
+    first = json.loads((run / "timings.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 1 and first["seconds"]["step"] > 0
+
+
+def test_the_environment_and_the_configuration_are_kept(run):
+    content = json.loads((run / "environment.json").read_text())
+    assert content["threads"] == 1 and content["versions"]["torch"] and content["device"] == "cpu"
+    assert (run / "config.yaml").read_text() == "task: toy\n"
+
+
+def test_tensorboard_reads_it_back(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+    assert [e.step for e in events.Scalars("train_step/total_loss")] == list(range(1, 11))
+    assert len(events.Scalars("val/score")) == 2
+
+
+def test_the_keys_of_a_step_are_the_ones_people_look_for():
+    values = step_values(report(norm=20.0, ratio=2.0, dfl=2.7), 1, {"committed": 1})
+    assert WANDB_KEYS <= values.keys()
+    assert (values["train_step/grad_norm"], values["train_step/grad_l2_postclip"]) == (20.0, 10.0)
+
+
+def test_rows_after_the_position_of_a_resume_are_cut_with_a_half_written_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"batch": b}) + "\n" for b in range(1, 6)) + '{"batch": 6, "los')
+    cut_rows(path, 3)
+    assert [json.loads(line)["batch"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_file_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    records = Records(tmp_path)
+    (tmp_path / "metrics.jsonl").mkdir()
+    records.open()
+    records.step(report(), 1, 1, 10.0)
+    records.close()
+    assert caplog.text.count("cannot be written") == 1
+    assert "Total Loss" in (tmp_path / "training_debug.log").read_text()
+
+
+def test_the_logger_is_left_as_it_was(tmp_path):
+    logger = logging.getLogger("fsdet")
+    before = (logger.level, list(logger.handlers))
+    with RunLog(tmp_path, Log(), {}):
+        assert len(logger.handlers) == len(before[1]) + 1
+    assert (logger.level, list(logger.handlers)) == before
+
+
+def inspected(folder) -> str:
+    """The offline run as the wandb command line reads it."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    done = subprocess.run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True,
+                          text=True, timeout=60, check=True)  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_offline_wandb_run_reads_back_with_its_keys(tmp_path):
+    with RunLog(tmp_path, Log(wandb=Wandb(mode="offline", name="toy")), {"task": "toy"}) as log:
+        log.step(report(norm=20.0, ratio=2.0, dfl=2.7), 1, 1, 10.0, {"committed": 1})
+        log.step(report("bad_loss", norm=math.nan, total=math.nan, dfl=math.nan), 1, 2, 10.0, {"bad_loss": 1})
+        log.flag(Flag("dfl_high", "too high"), 1, 1, 1)
+        log.evaluation({"val/base/AP50": 0.5}, 1, 1.0, 1)
+    text = inspected(tmp_path)
+    for key in (*WANDB_KEYS, "val/base/AP50", "health/bad_loss_total"):
+        assert key in text, key
+    assert "NaN" not in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dead_wandb_server_costs_bounded_time_and_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(runlog, "INIT_SECONDS", 2.0)
+    began = time.monotonic()
+    trainer(ToyTask(), tmp_path / "r", log=Log(every=1, wandb=Wandb(mode="auto"))).fit()
+    assert time.monotonic() - began < 30
+    assert caplog.text.count("cannot start online") == 1 and "logging offline instead" in caplog.text
+    assert list((tmp_path / "r/wandb").glob("offline-run-*")) and len(rows(tmp_path / "r", "step")) == 10
+
+
+def test_a_missing_wandb_is_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    trainer(ToyTask(), tmp_path / "r", log=Log(wandb=Wandb(mode="auto"))).fit()
+    assert caplog.text.count("wandb is not installed") == 1
+
+
+def test_a_wandb_run_that_breaks_goes_silent(tmp_path, monkeypatch, caplog):
+    class Broken:
+        def log(self, values):
+            raise OSError("broken pipe")
+
+        alert = finish = log
+
+    class Fake(runlog.WandbSink):
+        def __init__(self, *args):
+            self.run, self._failed, self._mistakes = Broken(), False, (OSError, TypeError)
+
+    monkeypatch.setattr(runlog, "WandbSink", Fake)
+    trainer(ToyTask(), tmp_path / "r", log=Log(every=1, wandb=Wandb(mode="offline"))).fit()
+    assert caplog.text.count("W&B stopped working (broken pipe)") == 1
+    assert AXIS == "train_step/global_step"
