@@ -59,10 +59,12 @@ def test_no_anchor_serves_two_identical_boxes_and_both_are_not_lost():
     points, strides = grid(128)
     truth = torch.tensor([[[20.0, 20.0, 90.0, 90.0]] * 2])
     boxes = truth[:, :1].expand(1, len(points), 4)
-    scores = torch.rand(1, len(points), 2, generator=torch.Generator().manual_seed(0))
-    got = assign(boxes, scores, points, strides, truth, torch.ones(1, 2, dtype=torch.bool), 16)
-    assert got.fg.sum() >= 10
+    scores, valid = torch.rand(1, len(points), 2, generator=torch.Generator().manual_seed(0)), torch.ones(1, 2).bool()
+    got = assign(boxes, scores, points, strides, truth, valid, 16)
+    assert set(got.gt_index[got.fg].tolist()) == {0, 1}
     assert (got.weight[got.fg] > 0).all()
+    same = assign(boxes, scores[..., :1].expand(-1, -1, 2), points, strides, truth, valid, 16)
+    assert same.fg.sum() == 10 and (same.gt_index[same.fg] == 0).all()
 
 
 def test_an_anchor_wanted_by_two_goes_to_the_one_it_overlaps_most():

@@ -318,8 +318,9 @@ def test_autocast_changes_nothing():
 def test_half_precision_outputs_cost_what_their_float32_copy_does(dtype):
     output, targets = make_output(), make_targets()
     half = {n: getattr(output, n).detach().to(dtype) for n in ("box_logits", "embeddings", "standard", "prototype")}
-    a = run(replace(output, **half), targets)
-    b = run(replace(output, **{n: v.float() for n, v in half.items()}), targets)
+    projector = nn.Linear(8, 6)  # float32, as a model's parameters are
+    a = run(replace(output, **half), targets, contrast=projector)
+    b = run(replace(output, **{n: v.float() for n, v in half.items()}), targets, contrast=projector)
     for name in ALL:
         torch.testing.assert_close(a.raw[name], b.raw[name], rtol=1e-5, atol=1e-5)
 
@@ -342,6 +343,8 @@ def test_two_micro_batches_weighed_by_their_normalisers_are_one_big_batch():
 
 def test_pairwise_rows_are_capped_balanced_and_the_same_every_time():
     output, targets = make_output(), make_targets(boxes=8)
+    corners = targets.boxes[:, :, None].split(2, -1)
+    output.standard.data[((POINTS > corners[0]) & (POINTS < corners[1])).all(-1).any(1)] += 9  # confident inside boxes
     objective = MultiLoss(ALL, pair_rows=16)
     branches = objective._branches(output, targets, ids())
     found = objective._assign(output, targets, branches)

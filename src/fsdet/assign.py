@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fsdet.boxes import encode
+from fsdet.boxes import complete_iou, encode
 from fsdet.errors import ShapeError
-from fsdet.losses.ciou import ciou_loss
 
 EPS = 1e-9
+PairScore = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Assignment:
 
 def assign(
     boxes: Tensor,
-    scores: Tensor | Callable[[Tensor, Tensor, Tensor], Tensor],
+    scores: Tensor | PairScore,
     points: Tensor,
     strides: Tensor,
     gt_boxes: Tensor,
@@ -67,7 +67,17 @@ def assign(
         return _assign(boxes.float(), score_of, points, strides, gt_boxes.float(), valid, reg_max, topk, (alpha, beta))
 
 
-def _assign(boxes, score_of, points, strides, gt_boxes, valid, reg_max, topk, powers) -> Assignment:  # type: ignore[no-untyped-def]
+def _assign(
+    boxes: Tensor,
+    score_of: PairScore,
+    points: Tensor,
+    strides: Tensor,
+    gt_boxes: Tensor,
+    valid: Tensor,
+    reg_max: int,
+    topk: int,
+    powers: tuple[float, float],
+) -> Assignment:
     count_images, count_anchors = boxes.shape[:2]
     image_of, box_of = valid.nonzero(as_tuple=True)
     truth = gt_boxes[image_of, box_of]
@@ -78,7 +88,7 @@ def _assign(boxes, score_of, points, strides, gt_boxes, valid, reg_max, topk, po
     near = encode(points[anchor], strides[anchor], truth[gt]).amax(-1) <= reg_max - 1
     gt, anchor, place = gt[near], anchor[near], place[near]
 
-    overlap = (1 - ciou_loss(boxes.flatten(0, 1)[place], truth[gt])).clamp(min=0)
+    overlap = complete_iou(boxes.flatten(0, 1)[place], truth[gt]).clamp(min=0)
     score = score_of(image_of[gt], box_of[gt], anchor).float()
     metric = score.pow(powers[0]) * overlap.pow(powers[1])
     won = _settle(_best(metric, gt, len(truth), topk), gt, place, metric, overlap, inside.numel())

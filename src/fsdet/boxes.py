@@ -4,6 +4,7 @@
 Boxes are xyxy; units are px unless a name says strides. Everything is float32 whatever comes in.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fsdet.errors import ShapeError
 
 EPS = 1e-7  # px^2: keeps 0 / 0 at zero, far below any real area
+SIDE_EPS = 1e-3  # px: bounds the gradient of an empty box's aspect ratio
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -69,6 +71,19 @@ def closeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     apart = (low + high - (low_b + high_b)).square().sum(0) / 4
     cover = (torch.maximum(high, high_b) - torch.minimum(low, low_b)).square().sum(0)
     return iou, apart, cover
+
+
+def complete_iou(a: Tensor, b: Tensor) -> Tensor:
+    """CIoU of row i of `a` [n, 4] and row i of `b` [n, 4] -> [n] float32 in (-2, 1]. Zheng et al. 2020, eq. 10 and 11.
+
+    IoU less the centres' distance over the enclosing diagonal, squared, and the difference of the aspect ratios.
+    """
+    iou, apart, cover = closeness(a, b)
+    (w, h), (wb, hb) = ((x[:, 2:] - x[:, :2]).float().T.contiguous() + SIDE_EPS for x in (a, b))
+    v = (2 / math.pi * (torch.atan2(wb, hb) - torch.atan2(w, h))).square()
+    with torch.no_grad():
+        share = v / (1 - iou + v + EPS)
+    return iou - apart / (cover + EPS) - share * v
 
 
 def iou_matrix(a: Tensor, b: Tensor) -> Tensor:

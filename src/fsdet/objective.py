@@ -221,7 +221,15 @@ class MultiLoss(nn.Module):
                 self.wiou_pending += torch.stack((torch.where(sound, miss, 0.0).sum(), sound.sum()))
         return wiou_loss(pred, target, self.wiou_mean, version=int(self.bbox[-1]))
 
-    def _pairs(self, output, targets, class_ids, branches, found, pos) -> Pairs:  # type: ignore[no-untyped-def]
+    def _pairs(
+        self,
+        output: DualOutput,
+        targets: Targets,
+        class_ids: Tensor,
+        branches: list[Branch],
+        found: Assignment,
+        pos: Positives,
+    ) -> Pairs:
         """Rows for the pairwise losses: positives balanced over classes, and the most confident clear background."""
         back_image, back_anchor = _background(branches, targets, found, self.pair_rows // 4)
         label = _dataset_class(targets, class_ids, pos)
@@ -230,7 +238,9 @@ class MultiLoss(nn.Module):
         iou = iou_pairs(output.boxes[image, anchor].detach(), pos.target[keep])
         return Pairs(image, anchor, label[keep], iou, back_image, back_anchor)
 
-    def _pairwise(self, output: DualOutput, contrast: Callable | None, pairs: Pairs) -> dict[str, Term]:
+    def _pairwise(
+        self, output: DualOutput, contrast: Callable[[Tensor], Tensor] | None, pairs: Pairs
+    ) -> dict[str, Term]:
         """supcon, cpe, triplet: means over their rows."""
         z = output.embeddings[pairs.image, pairs.anchor]
         back = output.embeddings[pairs.back_image, pairs.back_anchor]
@@ -241,7 +251,7 @@ class MultiLoss(nn.Module):
         if "cpe" in self.weights:
             p, b = z, back
             if contrast is not None:
-                p, b = contrast(torch.cat((z, back))).split((len(z), len(back)))
+                p, b = contrast(torch.cat((z, back)).float()).split((len(z), len(back)))
             rows = cpe_loss(p, pairs.iou, pairs.label, b, self.cpe_tau, self.cpe_iou, self.cpe_weighting)
             terms["cpe"] = _mean(rows, pairs.image[cpe_rows(pairs.label, pairs.iou, self.cpe_iou)])
         if "triplet" in self.weights:

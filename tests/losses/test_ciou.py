@@ -78,6 +78,12 @@ def test_gradient_is_bounded_as_promised():
     assert (pred.grad.abs().amax(-1) <= bound).all()
 
 
+def test_the_angle_of_a_vanishing_box_has_a_bounded_gradient():
+    pred = torch.tensor([[50.0, 50.0, 50.00001, 50.0]], requires_grad=True)
+    ciou_loss(pred, torch.tensor([[46.0, 0.0, 54.0, 200.0]])).sum().backward()
+    assert 1 < pred.grad.abs().max() <= 5 / 8 + 1.3e3
+
+
 def test_half_precision_pixels_are_computed_in_float32():
     pred, target = (8 * b for b in pairs())
     pred, target = pred.half(), target.half()

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Complete-IoU box loss. Zheng et al. 2020, eq. 10 and 11, https://arxiv.org/abs/1911.08287"""
 
-import math
-
-import torch
 from torch import Tensor
 
-from fsdet.boxes import EPS, closeness
-
-SIDE_EPS = 1e-3  # px: bounds the angle's gradient at an empty box
+from fsdet.boxes import complete_iou
 
 
 def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -24,9 +19,4 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
     Raises:
         ShapeError: unless both are [P, 4].
     """
-    iou, apart, cover = closeness(pred, target)
-    (w, h), (wt, ht) = ((b[:, 2:] - b[:, :2]).float().T.contiguous() + SIDE_EPS for b in (pred, target))
-    v = (2 / math.pi * (torch.atan2(wt, ht) - torch.atan2(w, h))).square()
-    with torch.no_grad():
-        share = v / (1 - iou + v + EPS)
-    return 1 - iou + apart / (cover + EPS) + share * v
+    return 1 - complete_iou(pred, target)

@@ -27,10 +27,7 @@ def mine(z: Tensor, labels: Tensor, rows: Tensor, others: Tensor, mining: str) -
     """
     cos = z[rows] @ torch.cat((z, others)).T
     same = labels[rows, None] == torch.cat((labels, labels.new_full((len(others),), -1)))
-    own = torch.arange(len(rows), device=z.device)
-    near = cos.masked_fill(~same, torch.inf)
-    near[own, rows] = torch.inf
-    least, positive = near.min(-1)
+    least, positive = cos.masked_fill(~same, torch.inf).min(-1)  # a row itself is its nearest like, so never this one
     cos.masked_fill_(same, -torch.inf)
     if mining == "batch_hard":
         return positive, cos.argmax(-1)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Wise-IoU box loss, versions 1 to 3. Tong et al. 2023, https://arxiv.org/abs/2301.10051"""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def focusing(beta: Tensor, version: int, *, alpha: float = 1.9, delta: float = 3
         return torch.ones_like(beta)
     if version == 2:
         return beta**gamma
-    return beta / delta * torch.exp2((delta - beta) * torch.log2(beta.new_tensor(alpha)))
+    return beta / delta * torch.exp2((delta - beta) * math.log2(alpha))
 
 
 def wiou_loss(pred: Tensor, target: Tensor, mean: Tensor | float = 1.0, version: int = 3) -> Tensor:
