@@ -31,10 +31,10 @@ def mine(z: Tensor, labels: Tensor, rows: Tensor, others: Tensor, mining: str) -
     cos.masked_fill_(same, -torch.inf)
     if mining == "batch_hard":
         return positive, cos.argmax(-1)
-    beyond = cos.masked_fill(cos >= least[:, None], -torch.inf)
-    value, negative = beyond.max(-1)
-    farthest = cos.masked_fill_(same, torch.inf).argmin(-1)
-    return positive, torch.where(value == -torch.inf, farthest, negative)
+    value, negative = cos.masked_fill(cos >= least[:, None], -torch.inf).max(-1)
+    none = (value == -torch.inf).nonzero().squeeze(-1)
+    negative[none] = cos[none].masked_fill(same[none], torch.inf).argmin(-1)
+    return positive, negative
 
 
 def triplet_loss(
