@@ -106,7 +106,7 @@ def base(args: argparse.Namespace, data: sources.DataSet) -> dict:
 def shot_records(data: sources.DataSet, k: int, seed: int) -> list[ImageRecord]:
     """One record per image of the draw, with the shots in it as its only boxes."""
     support = data.split("support")
-    picks = draw_shots(support, list(range(data.num_base, len(data.names))), [k], seed)
+    picks = draw_shots(support, list(range(data.num_base, len(data.names))), [k], seed, data.names)
     boxes: dict[int, list[int]] = {}
     for i, j in (p for found in picks.values() for p in found):
         boxes.setdefault(i, []).append(j)

@@ -48,7 +48,7 @@ class Ours:
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.name, self.backbone = "bench", args.backbone
-        spec = model_spec(args.backbone, "P3-P5", args.classes, 128, 16, "anchors", True)
+        spec = model_spec(args.backbone, "P3-P5", args.classes, 128, 16, "anchors", True, args.classes)
         self.model = build_model(spec).to(args.device, memory_format=torch.channels_last).train()
         self.objective = MultiLoss({n: WEIGHTS[n] for n in args.losses}).to(args.device)
         optimizer = build_optimizer(self.param_groups(), Optim(lr=1e-3))

@@ -143,7 +143,7 @@ def test_model_hash_depends_on_values_and_nothing_else():
 
 
 def test_build_refuses_an_incomplete_spec():
-    spec = model_spec("yolov8n", "P3-P5", 5, 32, 16, "anchors", True)
+    spec = model_spec("yolov8n", "P3-P5", 5, 32, 16, "anchors", True, 5)
     assert build_model(spec).head.classes == 5
     with pytest.raises(CheckpointError, match="reg_max"):
         build_model({k: v for k, v in spec.items() if k != "reg_max"}, "x.pt")

@@ -11,13 +11,13 @@ from torch import nn
 from fsdet.errors import CheckpointError, explain
 from fsdet.models.detector import DualDetector
 
-SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support", "proxies")
+SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support", "proxies", "tower_classes")
 
 
 def model_spec(backbone: str, levels: str, classes: int, embed_dim: int, reg_max: int, support: str,
-               proxies: bool) -> dict[str, Any]:  # fmt: skip
+               proxies: bool, tower_classes: int) -> dict[str, Any]:  # fmt: skip
     """The plain values that DualDetector is built from."""
-    return dict(zip(SPEC_KEYS, (backbone, levels, classes, embed_dim, reg_max, support, proxies), strict=True))
+    return dict(zip(SPEC_KEYS, (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes), strict=True))
 
 
 def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetector:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdet.models.backbone import build_trunk, run_trunk
-from fsdet.models.heads import Dense, DualHead, unit
+from fsdet.models.heads import Dense, DualHead, tower_width, unit
 from fsdet.models.initialise import initialise_head
 from fsdet.models.prototypes import class_prototypes, pool_instances
 from fsdet.types import DualOutput, Episode, Pyramid
@@ -22,14 +22,19 @@ class DualDetector(nn.Module):
         backbone: Ultralytics name such as yolov8n. levels: P3-P5 or P2-P5. classes: C base classes.
         embed_dim: D. reg_max: R bins a box side. support: how an instance is pooled (models/prototypes.py).
         proxies: learnable prototypes of the base classes beside the support's.
+        tower_classes: the number of classes that sets the head's width; None is `classes`. Stage 3 adds classes to a
+            head without widening it.
     """
 
     def __init__(self, backbone: str = "yolov8n", levels: str = "P3-P5", classes: int = 1, embed_dim: int = 128,
-                 reg_max: int = 16, support: str = "anchors", proxies: bool = True) -> None:  # fmt: skip
+                 reg_max: int = 16, support: str = "anchors", proxies: bool = True,
+                 tower_classes: int | None = None) -> None:  # fmt: skip
         super().__init__()
         self.trunk_wiring = build_trunk(backbone, levels)
         self.backbone, self.neck = self.trunk_wiring.backbone, self.trunk_wiring.neck
-        self.head = DualHead(self.trunk_wiring.channels, classes, embed_dim, reg_max, proxies)
+        channels = self.trunk_wiring.channels
+        width = tower_width(channels[0], classes if tower_classes is None else tower_classes)
+        self.head = DualHead(channels, classes, embed_dim, reg_max, proxies, width)
         # Contrast is learnt behind a small MLP, so that the embedding itself keeps what CPE would throw away.
         self.support = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, CONTRAST_DIM))
         self.pooling = support

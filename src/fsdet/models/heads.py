@@ -45,13 +45,16 @@ class DualHead(nn.Module):
     Args:
         channels: feature channels per level. classes: C >= 0 base classes. embed_dim: D. reg_max: R bins a side.
         proxies: whether the prototype branch also has one learnable prototype per base class.
+        tower: width of the shared tower; None takes Ultralytics' rule for C classes. A model that grows by novel
+            classes keeps the width it had.
     """
 
-    def __init__(self, channels: tuple[int, ...], classes: int, embed_dim: int, reg_max: int, proxies: bool) -> None:
+    def __init__(self, channels: tuple[int, ...], classes: int, embed_dim: int, reg_max: int, proxies: bool,
+                 tower: int | None = None) -> None:  # fmt: skip
         super().__init__()
         self.classes, self.reg_max = classes, reg_max
         box_width = max(16, channels[0] // 4, 4 * reg_max)
-        width = max(channels[0], min(classes, 100))
+        width = tower or tower_width(channels[0], classes)
         self.box = nn.ModuleList(
             nn.Sequential(ConvBlock(c, box_width, 3), ConvBlock(box_width, box_width, 3),
                           nn.Conv2d(box_width, 4 * reg_max, 1)) for c in channels)  # fmt: skip
@@ -89,6 +92,11 @@ class DualHead(nn.Module):
     def prototype_logits(self, embeddings: Tensor, prototypes: Tensor) -> Tensor:
         """[B, A, D] and support prototypes [N, D] -> [B, A, N + proxies], the learnable base proxies last."""
         return self.similarity_logits(embeddings, torch.cat((prototypes.float(), unit(self.proxies))))
+
+
+def tower_width(finest: int, classes: int) -> int:
+    """Ultralytics' width of the classification tower: the finest level's channels, more for many classes."""
+    return max(finest, min(classes, 100))
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -56,8 +56,9 @@ class FewshotTask:
         self.classes = data.names if self.finetune else data.base
         m = config.model
         torch.manual_seed(self.seed)
-        self.model = build_model(model_spec(m.backbone, m.levels, len(self.classes), m.embed_dim, m.reg_max, m.support,
-                                            m.proxies))  # fmt: skip
+        self.spec = model_spec(m.backbone, m.levels, len(self.classes), m.embed_dim, m.reg_max, m.support, m.proxies,
+                               len(data.base))  # fmt: skip
+        self.model = build_model(self.spec)
         self.objective = loss_of(config)
         self.jitter = jitter_of(config)
         self.validator = validation.Validator(config, data)
@@ -149,9 +150,8 @@ class FewshotTask:
         return self.validator.illustrate(model, folder, step)
 
     def describe(self) -> Mapping[str, Any]:
-        m = self.config.model
-        return {"task": self.name, "stage": self.config.stage.name, "mode": self.config.stage.mode,
-                "model": model_spec(m.backbone, m.levels, len(self.classes), m.embed_dim, m.reg_max, m.support, m.proxies),
+        return {"task": self.name, "stage": self.config.stage.name, "mode": self.config.stage.mode, "model": self.spec,
+                "shots": max((sum(c == d for d, _, _ in self.shots) for c, _, _ in self.shots), default=0),
                 "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
                 "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
                 "data": str(self.config.data.path)}  # fmt: skip

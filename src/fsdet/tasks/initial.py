@@ -111,7 +111,7 @@ def shots_of(config: Config, data: DataSet) -> Mapping[int, list[tuple[int, int]
     novel = range(data.num_base, len(data.names))
     if config.data.shots:
         return shot_files.load_picks(Path(config.data.shots), data, k)
-    return shot_files.draw_shots(data.split("support"), list(novel), [k], config.run.seed)
+    return shot_files.draw_shots(data.split("support"), list(novel), [k], config.run.seed, data.names)
 
 
 def _class_difference(there: list[str], here: list[str]) -> str:

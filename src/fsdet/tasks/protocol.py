@@ -20,6 +20,7 @@ from fsdet.evaluation import summary
 from fsdet.evaluation.scorer import Scorer, fp_per_image
 from fsdet.models.build import model_sha256
 from fsdet.progress import track
+from fsdet.tasks.gallery import draw_gallery
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.validation import dense_batches, detect_batch, shot_prototypes, without_classes
 from fsdet.types import Detections
@@ -50,7 +51,7 @@ class Study:
 def draw_vocabularies(trained: Trained, study: Study) -> dict[tuple[int, int], Vocabulary]:
     """{(K, seed): vocabulary} from split support; each instance is embedded once however many draws use it."""
     records = study.data.split("support")
-    draws = {seed: draw_shots(records, study.novel, list(study.shots), seed) for seed in study.seeds}
+    draws = {seed: draw_shots(records, study.novel, list(study.shots), seed, study.data.names) for seed in study.seeds}
     wanted = sorted({pick for shots in draws.values() for picks in shots.values() for pick in picks})
     row = {pick: i for i, pick in enumerate(wanted)}
     store = ImageStore(records, trained.spec["image_size"])
@@ -84,29 +85,40 @@ def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabul
     return found, 1000 * (network + selecting / max(len(words), 1)) / max(len(store.records), 1)
 
 
-def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None) -> dict:
+def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, folder: Path | None = None) -> dict:
     """The dict of results.json for one checkpoint.
 
     A stage-3 checkpoint knows its novel classes itself: it is evaluated once, under the K it was fine-tuned with.
+    With a folder, pictures of the evaluation are drawn there.
     Raises:
         DataError: no novel classes, no such split, or too few instances for the largest K.
     """
     if not study.novel:
         raise DataError(explain("novel classes to evaluate", "none in the data YAML", "key novel",
                                 "list them under novel:"))  # fmt: skip
+    keyed = vocabularies(trained, study, bank)
+    found, ms = detections_of(trained, study, {"standard": all_standard(study.base), **keyed})
+    results = _results(trained, study, found, ms, list(keyed))
+    if folder is not None:
+        draw_gallery(trained, study, keyed, found, results, folder)
+    return results
+
+
+def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> dict[tuple[int, int], Vocabulary]:
+    """{(K, seed): what to look for}: the model's own classes in stage 3, a bank's, or draws from split support."""
     if trained.finetuned:
         base = tuple(study.base) if study.setting == "gfsod" else ()
         own = Vocabulary(base, base, proxies=tuple(study.novel), proxy_labels=tuple(study.novel))
-        keyed = {(int(trained.spec.get("shots", 0)), int(trained.spec.get("shots_seed", 0))): own}
-    elif bank is not None:
-        bank.check_model(model_sha256(trained.model), "bank")
-        labels = [study.data.names.index(n) for n in bank.names if n in study.data.names]
-        rows = [i for i, n in enumerate(bank.names) if n in study.data.names]
-        keyed = {(min(len(t) for t in bank.instances), 0): _vocabulary(study, bank.prototypes()[rows], labels)}
-    else:
-        keyed = draw_vocabularies(trained, study)
-    found, ms = detections_of(trained, study, {"standard": all_standard(study.base), **keyed})
-    return _results(trained, study, found, ms, list(keyed))
+        return {(int(trained.spec.get("shots", 0)), 0): own}
+    if bank is None:
+        return draw_vocabularies(trained, study)
+    bank.check_model(model_sha256(trained.model), "bank")
+    known = [i for i, n in enumerate(bank.names) if n in study.data.names]
+    if not known:
+        raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", "bank",
+                                "register classes by the names that the data YAML lists under novel"))  # fmt: skip
+    labels = [study.data.names.index(bank.names[i]) for i in known]
+    return {(min(len(t) for t in bank.instances), 0): _vocabulary(study, bank.prototypes()[known], labels)}
 
 
 def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: Iterable[tuple[int, int]]) -> dict:
@@ -136,7 +148,7 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
     loaded = sources.load(data or trained.spec["data"])
     study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
                   metric or "coco")  # fmt: skip
-    results = evaluate(trained, study, PrototypeBank.load(bank) if bank else None)
+    results = evaluate(trained, study, PrototypeBank.load(bank) if bank else None, json_out and Path(json_out).parent)
     if json_out:
         summary.write_json(json_out, results)
     return results

@@ -92,7 +92,7 @@ class Validator:
             self.supports = ImageStore(train, self.size)
             found = support_instances(train, self.base)
             self.ways = [c for c in self.base if len(found[c]) >= VALIDATION_SHOTS]
-            self.picks = draw_shots(train, self.ways, [VALIDATION_SHOTS], seed=0)
+            self.picks = draw_shots(train, self.ways, [VALIDATION_SHOTS], 0, data.names)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Pictures of an evaluation: supports beside queries, confusion, precision-recall, nAP against K."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fsdet.data.shots import draw_shots
+from fsdet.data.store import ImageStore
+from fsdet.data.transforms import support_window
+from fsdet.detect.scoring import Vocabulary
+from fsdet.evaluation.confusion import confusion_matrix
+from fsdet.evaluation.scorer import Scorer
+from fsdet.pictures import Picture, episode_sheet, plot_confusion, plot_pr, plot_shots
+from fsdet.tasks.loading import Trained
+from fsdet.tasks.validation import query_picture
+from fsdet.types import Detections
+
+CLASSES_A_SHEET, QUERIES_A_SHEET, SHOTS_SHOWN = 4, 4, 5
+CONFIDENCE = 0.25
+
+
+def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabulary],
+                 found: Mapping[object, Sequence[Detections]], results: Mapping, folder: Path) -> list[Path]:  # fmt: skip
+    """Everything a person looks at after an evaluation; the draw shown is seed 0 of the middle K."""
+    keys = sorted(k for k in words if k[1] == min(s for _, s in words))
+    shown = keys[len(keys) // 2]
+    detections = found[shown]
+    records, names = study.data.split(study.split), study.data.names
+    scores = Scorer(records, len(names), study.metric).score(detections)
+    novel_names = [names[c] for c in study.novel]
+    paths = [
+        plot_confusion(confusion_matrix(records, detections, len(names)), names, folder / "confusion.png"),
+        plot_pr(scores.class_precision[study.novel], novel_names, folder / "pr_novel.png"),
+        plot_shots([results], folder / "shots.png", [trained.path.parent.name]),
+    ]
+    return paths + _sheets(trained, study, shown, detections, folder / "episodes")
+
+
+def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequence[Detections],
+            folder: Path) -> list[Path]:  # fmt: skip
+    """One sheet per few novel classes: their shots on the left, test images that hold them on the right."""
+    k, seed = shown
+    names, records = study.data.names, study.data.split(study.split)
+    support = study.data.split("support")
+    store = ImageStore(support, trained.spec["image_size"])
+    shots = draw_shots(support, study.novel, [max(k, 1)], seed, names)
+    paths = []
+    for start in range(0, len(study.novel), CLASSES_A_SHEET):
+        classes = study.novel[start : start + CLASSES_A_SHEET]
+        supports = []
+        for c in classes:
+            for pick in shots[c][:SHOTS_SHOWN]:
+                window, box = support_window(*store.instance(*pick), trained.spec["support_size"])
+                supports.append(Picture(window, box[None], colours=[c], title=names[c]))
+        holding = [i for i, r in enumerate(records) if set(classes) & set(r.labels.tolist())][:QUERIES_A_SHEET]
+        if not holding:
+            continue
+        queries = [query_picture(records[i], _sure(detections[i]), names) for i in holding]
+        title = f"{k} shots a class, never trained on; dashed: truth"
+        paths.append(episode_sheet(supports, queries, folder / f"eval_{k}shot_{start // CLASSES_A_SHEET}.jpg", title=title))
+    return paths
+
+
+def _sure(found: Detections) -> Detections:
+    keep = found.scores >= CONFIDENCE
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep], found.branch[keep])

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A small drawn set and a config that a step takes a moment on."""
+
+import pytest
+
+from fsdet import config
+from fsdet.data.synthetic import draw_demo
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory):
+    """data.yaml of a demo set of a few images a split."""
+    out = tmp_path_factory.mktemp("data") / "demo"
+    return draw_demo(out, sizes={"train": 48, "val": 6, "test": 8, "support": 24}, processes=1)
+
+
+@pytest.fixture
+def settings(small_demo, tmp_path):
+    """Call with overrides: a config of 96 px images and two steps."""
+
+    def make(*overrides):
+        plain = [f"data.path={small_demo}", f"run.dir={tmp_path / 'run'}", "run.threads=1", "data.image_size=96",
+                 "data.support_size=64", "data.workers=0", "episode.queries=2", "optim.steps=2", "eval.every=0",
+                 "optim.warmup_epochs=0", "model.embed_dim=16"]  # fmt: skip
+        return config.load(None, [*plain, *overrides])
+
+    return make

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The three stages as tasks: batches, initialisation, growth by the novel classes, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from fsdet import tasks
+from fsdet.errors import CheckpointError, ConfigError, DataError
+from fsdet.tasks import build_task, read_data
+from fsdet.tasks.loading import load_trained
+from fsdet.tasks.protocol import evaluate_checkpoint
+from fsdet.types import Task
+
+EPISODIC = ("stage.name=episodic", "episode.ways=3", "episode.shots=[1, 2]", "episode.per_epoch=4")
+
+
+@pytest.fixture
+def stage_1(settings):
+    """best.pt of two steps of stage 1."""
+    config = settings()
+    return tasks.build(config).fit().best
+
+
+def same(a, b):
+    return torch.equal(a.query, b.query) and torch.equal(a.targets.boxes, b.targets.boxes) and a.image_ids == b.image_ids
+
+
+def test_batches_are_pure_functions_of_seed_and_index(settings):
+    config = settings()
+    data = read_data(config)
+    task, again = build_task(config, data, resume=True)[0], build_task(config, data, resume=True)[0]
+    assert isinstance(task, Task)
+    later = task.batch(3)
+    assert same(again.batch(3), later) and not same(again.batch(4), later)
+    other = build_task(settings("run.seed=1"), data, resume=True)[0]
+    assert not same(other.batch(3), later)
+
+
+def test_an_episode_holds_its_supports_and_ways(settings):
+    config = settings(*EPISODIC)
+    task = build_task(config, read_data(config), resume=True)[0]
+    batch = task.batch(0)
+    assert batch.ways == 3 and batch.support.shape[2:] == (64, 64)
+    assert set(batch.support_way.tolist()) == {0, 1, 2}
+    assert (batch.support_boxes[:, 2:] > batch.support_boxes[:, :2]).all()
+    report = task.losses(batch)
+    assert report.total.isfinite() and set(report.raw) == {"bbox", "cls", "dfl"}
+
+
+def test_losses_of_all_six_terms_are_finite_and_counted(settings):
+    weights = [f"loss.weights.{n}=0.5" for n in ("supcon", "cpe", "triplet")]
+    config = settings(*EPISODIC, *weights, "loss.cpe_iou=0.0")
+    task = build_task(config, read_data(config), resume=True)[0]
+    report = task.losses(task.batch(0))
+    assert set(report.raw) == {"bbox", "cls", "dfl", "supcon", "cpe", "triplet"}
+    assert all(torch.as_tensor(v).isfinite() for v in report.raw.values())
+
+
+def test_stage_2_and_3_need_a_stage_before_them(settings):
+    config = settings(*EPISODIC)
+    with pytest.raises(CheckpointError, match=r"stage\.init_from"):
+        tasks.build(config)
+
+
+def test_stage_1_to_2_to_3_and_their_evaluation(settings, stage_1, tmp_path):
+    two = tasks.build(settings(*EPISODIC, f"stage.init_from={stage_1}", f"run.dir={tmp_path / 'two'}"))
+    assert "fitted" in two.init_report
+    best = two.fit().best
+    results = evaluate_checkpoint(best, shots=[1, 2], seeds=2, json_out=tmp_path / "results.json")
+    assert set(results["shots"]) == {"1", "2"} and results["seeds"] == [0, 1] and results["tta"] is False
+    assert len(results["shots"]["1"]["nAP50"]["values"]) == 2
+    before = load_trained(best)
+    three = tasks.build(settings("stage.name=finetune", "episode.shots=2", f"stage.init_from={best}",
+                                 "stage.freeze=[backbone, neck]", f"run.dir={tmp_path / 'three'}"))  # fmt: skip
+    head = three.task.model.head
+    assert head.classes == 96 and head.proxies.shape[0] == 96
+    torch.testing.assert_close(head.proxies[:80], before.model.head.proxies)
+    assert head.proxies[80:].norm(dim=1).sub(1).abs().max() < 1e-3, "novel proxies start as unit prototypes"
+    after = load_trained(three.fit().best)
+    assert after.finetuned
+    for name, value in before.model.backbone.state_dict().items():
+        assert torch.equal(value, after.model.backbone.state_dict()[name]), name
+    tuned = evaluate_checkpoint(after.path, seeds=1)
+    assert list(tuned["shots"]) == ["2"], "a fine-tuned checkpoint is evaluated under its own K"
+
+
+def test_evaluation_is_deterministic(stage_1):
+    a, b = (evaluate_checkpoint(stage_1, shots=[1], seeds=2) for _ in range(2))
+    assert str(a["shots"]) == str(b["shots"]) and a["standard"] == b["standard"]  # as text: nan equals itself
+
+
+@pytest.mark.parametrize(("override", "word"), [("model.embed_dim=24", "embed_dim"), ("model.backbone=yolo11n", "backbone")])
+def test_another_architecture_is_refused_with_the_difference(settings, stage_1, override, word):
+    with pytest.raises(CheckpointError, match=word):
+        tasks.build(settings(*EPISODIC, f"stage.init_from={stage_1}", override))
+
+
+def test_other_base_classes_are_refused_by_name(settings, stage_1, small_demo, tmp_path):
+    text = small_demo.read_text().replace("path: .", f"path: {small_demo.parent}").replace("- gold star\n", "")
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match="gold star"):
+        tasks.build(settings(*EPISODIC, f"stage.init_from={stage_1}", f"data.path={tmp_path / 'other.yaml'}"))
+
+
+def test_no_data_path_and_too_many_ways_are_the_users_to_mend(settings):
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        tasks.build(settings("data.path="))
+    config = settings(*EPISODIC, "episode.ways=90")
+    with pytest.raises(DataError, match=r"episode\.ways"):
+        build_task(config, read_data(config), resume=True)
+
+
+def test_too_few_instances_for_the_largest_k_are_named(stage_1):
+    with pytest.raises(DataError, match="need 500"):
+        evaluate_checkpoint(stage_1, shots=[500], seeds=1)
+
+
+def test_validation_sees_no_augmentation(settings):
+    config = settings()
+    task = build_task(config, read_data(config), resume=True)[0]
+    first, second = task.evaluate(task.model), task.evaluate(task.model)
+    assert first == second and "val/base/AP50" in first and np.isfinite(first["val/fitness"])
