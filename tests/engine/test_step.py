@@ -8,13 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from engine.toy import ToyTask, optim
 from fsdet.config import Guard
 from fsdet.engine.ema import Ema
 from fsdet.engine.optimizer import build_optimizer
-from fsdet.engine.step import Memory, StepController
+from fsdet.engine.step import StepController
 from fsdet.types import OUTCOMES
 
 NAN, INF = float("nan"), float("inf")
@@ -283,20 +282,6 @@ def test_observers_see_the_live_report_and_the_unclipped_gradients():
     step(c, clip_norm=0.01, observe=lambda r: seen.append(r.total.requires_grad),
          watch=lambda named: seen.append(math.hypot(*(float(p.grad.norm()) for _, p in named))))  # fmt: skip
     assert seen[0] is True and seen[1] > 0.1
-
-
-def test_memory_follows_a_module_that_replaces_its_buffer():
-    module = nn.BatchNorm1d(2)
-    memory = Memory(module)
-    memory.take()
-    module.running_mean = torch.full((3,), 7.0)
-    memory.restore()
-    assert module.running_mean.tolist() == [0.0, 0.0]
-    module.running_mean = torch.full((2,), 5.0)
-    memory.take()
-    module.running_mean.fill_(NAN)
-    memory.restore()
-    assert module.running_mean.tolist() == [5.0, 5.0]
 
 
 EVENTS = ("fine", "pixel", "loss", "gradient", "frozen")

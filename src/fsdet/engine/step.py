@@ -17,41 +17,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fsdet.config import Guard
 from fsdet.engine import forensics
 from fsdet.engine.ema import Ema
+from fsdet.engine.memory import Memory
 from fsdet.engine.optimizer import autocast, set_lr
 from fsdet.types import LossReport, StepReport, Task
 
 REPLAY_AFTER = 3  # fp16 backoffs in a row after which the batch is run again in float32
-
-
-class Memory:
-    """Buffers of some modules (BatchNorm statistics, running means), kept from before the forward.
-
-    They are looked up by address each time, so a module may replace its buffer tensor.
-    """
-
-    def __init__(self, *modules: nn.Module) -> None:
-        owners = {id(m): m for root in modules for m in root.modules()}.values()
-        self._where = [(m, name) for m in owners for name in m._buffers]
-        self._seen: list[Tensor | None] = []
-        self._kept: list[Tensor | None] = []
-
-    @torch.no_grad()
-    def take(self) -> None:
-        now = [m._buffers.get(name) for m, name in self._where]
-        same = len(now) == len(self._seen) and all(a is b for a, b in zip(now, self._seen, strict=True))
-        if not same:
-            self._seen, self._kept = now, [None if t is None else t.detach().clone() for t in now]
-        elif live := [(k, t) for k, t in zip(self._kept, now, strict=True) if t is not None]:
-            torch._foreach_copy_([k for k, _ in live], [t for _, t in live])
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for (module, name), kept in zip(self._where, self._kept, strict=True):
-            tensor = module._buffers.get(name)
-            if tensor is not None and kept is not None and tensor.shape == kept.shape:
-                tensor.copy_(kept)
-            else:
-                module._buffers[name] = None if kept is None else kept.clone()
 
 
 @dataclass(frozen=True)
