@@ -169,7 +169,8 @@ def closing(stage: int, folder: Path) -> str:
             f"  {python} -m fsdet predict {folder}/best.pt --support support/ --source photos/ --out predictions"
             "   # support/<class>/*.jpg: your classes"
         )
-    lines.append("  ./scripts/dashboard.sh   # the runs in a terminal")
+    if (folder / "wandb").is_dir():
+        lines.append("  ./scripts/dashboard.sh   # the run in a terminal")
     return "\n".join(lines)
 
 

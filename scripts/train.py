@@ -198,7 +198,10 @@ def data_path(train: Path | None, val: Path | None) -> Path:
         joined[split] = [
             _source(s, found.root, root) for s in found.splits.get(split) or next(iter(found.splits.values()))
         ]
+    beside = train.parent / "data.yaml"  # class lists often lie one folder up
     first = plans["train"]
+    if not (first.base or first.names) and beside.is_file():
+        first = parse(beside, Report())
     joined |= {key: list(value) for key in ("base", "novel", "names") if (value := getattr(first, key))}
     out = train.parent / f"{train.name}+{val.name}.yaml"
     out.write_text(yaml_strict.dump(joined), encoding="utf-8")

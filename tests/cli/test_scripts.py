@@ -123,6 +123,11 @@ def test_two_roots_become_one_data_set(scripts, tmp_path):
     data = sources.load(scripts[0].data_path(*roots))
     assert {split: len(data.split(split)) for split in data.splits} == {"train": 3, "val": 2}
     assert data.names == ("cup", "fork")
+    for root in roots:
+        (root / "data.yaml").unlink()
+    (tmp_path / "d/data.yaml").write_text("train: train\nnames: [cup, fork]\nbase: [fork]\nnovel: [cup]\n")
+    data = sources.load(scripts[0].data_path(*roots))
+    assert (data.base, data.novel) == (("fork",), ("cup",)), "class lists one folder up are found"
     assert scripts[0].data_path(roots[0], None) == scripts[0].data_path(roots[0], roots[0]) == roots[0]
 
 
