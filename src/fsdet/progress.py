@@ -56,8 +56,11 @@ class Progress:
         log.info("%s %d%s (%.2f/s) %s", self.description, self.count, of, rate, shown)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        try:
+            if self._bar is not None:
+                self._bar.close()
+        except (OSError, ValueError):
+            self._bar = None
 
     def __enter__(self) -> "Progress":
         return self

@@ -12,6 +12,7 @@ from engine.test_step import spoiled
 from engine.toy import ToyTask, trainer
 from fsdet.config import Guard, Log, Save
 from fsdet.engine.checkpoint import is_finished, load, newest
+from fsdet.engine.schedule import lr_factor
 from fsdet.errors import CheckpointError, ConfigError, RunFailed
 
 NAN = float("nan")
@@ -133,6 +134,30 @@ def test_steps_count_committed_ones_and_replace_epochs(tmp_path):
     assert [r["batch"] for r in told if r["outcome"] == "bad_loss"] == [2, 5]
     committed = [r for r in told if r["outcome"] == "committed"]
     assert committed[1]["lr"]["head"] == pytest.approx(0.05), "the rejected step did not advance the schedule"
+
+
+def test_the_schedule_counts_committed_steps_not_batches(tmp_path):
+    task = ToyTask(spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index == 4 else r)
+    run = trainer(task, tmp_path / "r", changes={"accumulate": 2, "epochs": 3})
+    run.fit()
+    told = [r for r in rows(tmp_path / "r", "step") if r["outcome"] == "committed"]
+    plan = [0.05 * lr_factor(s, 9, run.warmup_steps, "cosine", 1e-4 / 0.05) for s in range(8)]
+    assert [r["lr"]["head"] for r in told] == pytest.approx(plan) and run.total_steps == 9
+
+
+def test_what_the_guard_counted_survives_a_resume(tmp_path):
+    def bad(batch, report):
+        return spoiled("bbox", NAN)(batch, report) if batch.index in (1, 7) else report
+
+    task = pull_the_plug_at(ToyTask(), 8)  # the bad batch is run forward twice
+    plug = task.spoil
+    task.spoil = lambda b, r: bad(b, plug(b, r))
+    trainer(ToyTask(spoil=bad), tmp_path / "a").fit()
+    with pytest.raises(Power):
+        trainer(task, tmp_path / "b").fit()
+    trainer(ToyTask(spoil=bad), tmp_path / "b", resume=True).fit()
+    kept = load(tmp_path / "b/last.pt")
+    assert kept["guard"]["totals"]["bad_loss"] == 2 and same(load(tmp_path / "a/last.pt"), kept)
 
 
 def test_a_rejected_step_leaves_an_incident_and_lines_to_grep(tmp_path):
