@@ -100,7 +100,12 @@ def base(args: argparse.Namespace, data: sources.DataSet) -> dict:
     ids = range(data.num_base)
     held = without_classes(data.split("val"), data.num_base)
     scores = Scorer(held, len(data.names)).score(detections(model, held, args.size))
-    return {"what": "base", "images": round(epochs) * len(records), "val_bAP50": scores.ap50(ids), "val_bAP": scores.ap(ids)}
+    return {
+        "what": "base",
+        "images": round(epochs) * len(records),
+        "val_bAP50": scores.ap50(ids),
+        "val_bAP": scores.ap(ids),
+    }
 
 
 def shot_records(data: sources.DataSet, k: int, seed: int) -> list[ImageRecord]:

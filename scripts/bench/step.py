@@ -144,7 +144,7 @@ def main() -> int:
     ratio = rows[:, 0] / rows[:, 1]
     boot = np.random.default_rng(0).choice(ratio, (2000, len(ratio)))
     low, high = np.quantile(np.median(boot, 1), (0.025, 0.975))
-    print(f"{args.backbone} {args.size} px batch {args.batch} {args.precision} {args.device}, {args.threads} thread(s), "
+    print(f"{args.backbone} {args.size} px batch {args.batch} {args.precision} {args.device}, {args.threads} threads, "
           f"{len(rows)} pairs, losses {' '.join(args.losses)}")  # fmt: skip
     print(f"ours {1000 * np.median(rows[:, 0]):.1f} ms, theirs {1000 * np.median(rows[:, 1]):.1f} ms, "
           f"ratio median {np.median(ratio):.3f} (95 % {low:.3f} to {high:.3f})")  # fmt: skip

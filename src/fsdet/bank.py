@@ -18,7 +18,7 @@ FORMAT = "fsdet-bank-1"
 
 @dataclass(frozen=True, eq=False)
 class PrototypeBank:
-    """names [N]; instances: N tensors [K_i, D] of unit rows (K may differ); model_sha256: the weights they came from."""
+    """names [N]; instances: N tensors [K_i, D] of unit rows (K may differ); model_sha256: whose they are."""
 
     names: tuple[str, ...]
     instances: tuple[Tensor, ...]
@@ -26,9 +26,15 @@ class PrototypeBank:
 
     def __post_init__(self) -> None:
         dims = {t.shape[1] for t in self.instances if t.dim() == 2}
-        if len(self.names) != len(self.instances) or len(dims) > 1 or any(t.dim() != 2 or not len(t) for t in self.instances):
-            raise ShapeError(f"PrototypeBank expects one [K >= 1, D] tensor per name, got {len(self.names)} names and "
-                             f"shapes {[list(t.shape) for t in self.instances]}")
+        if (
+            len(self.names) != len(self.instances)
+            or len(dims) > 1
+            or any(t.dim() != 2 or not len(t) for t in self.instances)
+        ):
+            raise ShapeError(
+                f"PrototypeBank expects one [K >= 1, D] tensor per name, got {len(self.names)} names and "
+                f"shapes {[list(t.shape) for t in self.instances]}"
+            )
         if len(set(self.names)) != len(self.names):
             raise ShapeError(f"PrototypeBank expects distinct names, got {list(self.names)}")
 
@@ -39,7 +45,7 @@ class PrototypeBank:
         return torch.nn.functional.normalize(torch.stack([t.float().mean(0) for t in self.instances]), dim=-1)
 
     def merge(self, other: "PrototypeBank") -> "PrototypeBank":
-        """Classes of both; instances of a class that both have are kept together. Raises CheckpointError on other weights."""
+        """Classes of both, all instances kept. Raises CheckpointError when `other` is of other weights."""
         other.check_model(self.model_sha256, "the other bank")
         merged = dict(zip(self.names, self.instances, strict=True))
         for name, rows in zip(other.names, other.instances, strict=True):
@@ -63,8 +69,12 @@ class PrototypeBank:
 
     def save(self, path: Path) -> Path:
         """Write all at once (temporary file, fsync, rename)."""
-        tensors = {f"instances.{i}": t.contiguous().float().cpu() for i, t in enumerate(self.instances)}
-        header = {"format": FORMAT, "names": json.dumps(self.names, ensure_ascii=False), "model_sha256": self.model_sha256}
+        tensors = {f"instances.{i}": t.detach().float().cpu().clone() for i, t in enumerate(self.instances)}
+        header = {
+            "format": FORMAT,
+            "names": json.dumps(self.names, ensure_ascii=False),
+            "model_sha256": self.model_sha256,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

@@ -51,7 +51,9 @@ class ImageRecord:
         object.__setattr__(self, "labels", np.asarray(self.labels, np.int64).reshape(-1))
         object.__setattr__(self, "crowd", crowd)
         if not len(boxes) == len(self.labels) == len(crowd):
-            raise ShapeError(f"ImageRecord {self.path}: {len(boxes)} boxes, {len(self.labels)} labels, {len(crowd)} crowd")
+            raise ShapeError(
+                f"ImageRecord {self.path}: {len(boxes)} boxes, {len(self.labels)} labels, {len(crowd)} crowd"
+            )
 
     @property
     def image_id(self) -> str:
@@ -124,8 +126,10 @@ class Episode:
         _shape("Episode", "support_way", self.support_way, s)
         _shape("Episode", "class_ids", self.class_ids, None)
         if len(self.image_ids) != b or self.targets.boxes.shape[0] != b:
-            raise ShapeError(f"Episode expects {b} image ids and targets, got {len(self.image_ids)} "
-                             f"and {self.targets.boxes.shape[0]}")
+            raise ShapeError(
+                f"Episode expects {b} image ids and targets, got {len(self.image_ids)} "
+                f"and {self.targets.boxes.shape[0]}"
+            )
 
     @property
     def ways(self) -> int:
@@ -147,8 +151,9 @@ class Pyramid:
 
 @dataclass(frozen=True, eq=False)
 class DualOutput:
-    """points [A, 2] px; strides [A] px; box_logits [B, A, 4, R]; boxes [B, A, 4] px, float32; embeddings [B, A, D] unit;
-    standard [B, A, C] logits; prototype [B, A, N + proxies] logits (N support prototypes, then base proxies if on).
+    """points [A, 2] px; strides [A] px; box_logits [B, A, 4, R]; boxes [B, A, 4] px, float32;
+    embeddings [B, A, D] unit; standard [B, A, C] logits;
+    prototype [B, A, N + proxies] logits (N support prototypes, then base proxies if on).
     """
 
     points: Tensor
@@ -210,7 +215,7 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """boxes [n, 4] xyxy px of the original image; scores [n]; labels [n] int64; branch [n] uint8 (0 standard, 1 prototype)."""
+    """boxes [n, 4] xyxy px of the original image; scores, labels [n]; branch [n] uint8: 0 standard, 1 prototype."""
 
     boxes: Tensor
     scores: Tensor
@@ -242,7 +247,7 @@ class Task(Protocol):
         ...
 
     def batch(self, index: int) -> Any:
-        """Batch `index` on the host: a pure function of (seed, index). Runs in loader workers. Has .to(device), .image_ids."""
+        """Batch `index` on the host, a pure function of (seed, index), with .to() and .image_ids; runs in workers."""
         ...
 
     def losses(self, batch: Any) -> LossReport:
@@ -250,7 +255,7 @@ class Task(Protocol):
         ...
 
     def expected_initial(self) -> Mapping[str, float]:
-        """{loss: its expected raw value at initialisation}, for the first-batch table; losses without one are left out."""
+        """{loss: its expected raw value at initialisation}, for the first-batch table; not every loss has one."""
         ...
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:

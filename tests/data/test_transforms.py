@@ -78,14 +78,19 @@ def test_mosaic_puts_each_tiles_box_on_its_own_pixels(seed):
     out = mosaic(np.random.default_rng(seed), tiles, Jitter(scale=0.3, translate=0.1, flip=0.5), 96)
     assert len(out.boxes)
     for box, label in zip(out.boxes, out.labels, strict=True):
-        x0, y0, x1, y1 = np.round(box + [2, 2, -2, -2]).astype(int)
+        x0, y0, x1, y1 = np.round([*box, 2, 2, -2, -2]).astype(int)
         inner = out.image[y0:y1, x0:x1]
         assert (np.abs(inner.astype(int) - shades[label]) <= 2).mean() > 0.98
 
 
 def test_mosaic_knows_only_what_every_tile_knows():
     a, b = rectangle(), rectangle()
-    tiles = [a, Sample(b.image, b.boxes, b.labels, frozenset({1, 2})), a, Sample(a.image, a.boxes, a.labels, frozenset({2, 3}))]
+    tiles = [
+        a,
+        Sample(b.image, b.boxes, b.labels, frozenset({1, 2})),
+        a,
+        Sample(a.image, a.boxes, a.labels, frozenset({2, 3})),
+    ]
     assert mosaic(np.random.default_rng(0), tiles, Jitter(), 96).known == {2}
     assert mosaic(np.random.default_rng(0), [a] * 4, Jitter(), 96).known is None
 
@@ -141,8 +146,8 @@ def test_support_window_without_a_generator_is_centred_at_native_scale():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pasted_crop_lies_where_its_box_says_and_hides_what_it_covers(seed):
-    crop, canvas = rectangle(label=9), Sample(np.zeros((96, 96, 3), np.uint8), np.array([[0, 0, 96, 96], [1, 1, 3, 3]], np.float32),
-                                              np.array([1, 2]))  # fmt: skip
+    boxes = np.array([[0, 0, 96, 96], [1, 1, 3, 3]], np.float32)
+    crop, canvas = rectangle(label=9), Sample(np.zeros((96, 96, 3), np.uint8), boxes, np.array([1, 2]))
     out = paste(np.random.default_rng(seed), canvas, crop, Jitter(scale=0.3, flip=0.5), margin=0.0)
     assert out.labels[-1] == 9
     np.testing.assert_allclose(out.boxes[-1], bright_extent(out.image), atol=2.1)

@@ -38,7 +38,9 @@ def test_equals_the_definition_over_both_branches():
 
 def test_a_class_known_to_both_branches_is_reported_once_by_the_surer():
     boxes = torch.tensor([[[0.0, 0, 10, 10]]])
-    found = select(boxes, torch.tensor([[[0.6, 0.9]]]), torch.tensor([0, 1], dtype=torch.uint8), torch.tensor([4, 4]))[0]
+    found = select(boxes, torch.tensor([[[0.6, 0.9]]]), torch.tensor([0, 1], dtype=torch.uint8), torch.tensor([4, 4]))[
+        0
+    ]
     assert len(found) == 1 and found.branch.item() == 1 and abs(found.scores.item() - 0.9) < 1e-6
 
 

@@ -52,7 +52,9 @@ def test_ultralytics_checkpoint_is_read_by_name_of_its_layers(tmp_path):
     given = trunk_names(read_weights(tmp_path / "weights.pt"), len(detector.backbone), len(detector.neck))
     own = detector.state_dict()
     fits = {n for n, v in given.items() if n in own and own[n].shape == v.shape}
-    assert sum(n.startswith(("backbone.", "neck.")) for n in fits) == sum(n.startswith(("backbone.", "neck.")) for n in own)
+    assert sum(n.startswith(("backbone.", "neck.")) for n in fits) == sum(
+        n.startswith(("backbone.", "neck.")) for n in own
+    )
     assert any(n.startswith("head.box.2.2") for n in fits) and any(n.startswith("head.tower.0.1") for n in fits)
     assert given["backbone.0.conv.weight"].dtype == torch.float32
 

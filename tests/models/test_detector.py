@@ -3,6 +3,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,8 +105,7 @@ def test_an_instance_is_read_from_its_own_image_and_place(how):
         decoded = dense.boxes.clone()
         decoded[:, :] = torch.tensor([40.0, 40, 60, 60])
         decoded[near] = torch.tensor([4.0, 4, 28, 28])  # only points near the box predict it
-        pooled = pool_instances(type(dense)(dense.points, dense.strides, dense.box_logits, decoded, embeddings, dense.standard),
-                                boxes, how)  # fmt: skip
+        pooled = pool_instances(replace(dense, boxes=decoded, embeddings=embeddings), boxes, how)
     assert pooled[0, 1] > 0.95 and pooled[1, 0] > 0.95
 
 

@@ -23,7 +23,9 @@ def stage_1(settings):
 
 
 def same(a, b):
-    return torch.equal(a.query, b.query) and torch.equal(a.targets.boxes, b.targets.boxes) and a.image_ids == b.image_ids
+    return (
+        torch.equal(a.query, b.query) and torch.equal(a.targets.boxes, b.targets.boxes) and a.image_ids == b.image_ids
+    )
 
 
 def test_batches_are_pure_functions_of_seed_and_index(settings):
@@ -57,8 +59,10 @@ def test_losses_of_all_six_terms_are_finite_and_counted(settings):
     assert all(torch.as_tensor(v).isfinite() for v in report.raw.values())
 
 
-def test_stage_2_and_3_need_a_stage_before_them(settings):
-    config = settings(*EPISODIC)
+def test_stage_2_from_scratch_warns_and_stage_3_needs_a_stage_before_it(settings, caplog):
+    build_task(settings(*EPISODIC), read_data(settings()), resume=False)
+    assert "train stage 1 first" in caplog.text
+    config = settings("stage.name=finetune", "episode.shots=2")
     with pytest.raises(CheckpointError, match=r"stage\.init_from"):
         tasks.build(config)
 
@@ -90,7 +94,9 @@ def test_evaluation_is_deterministic(stage_1):
     assert str(a["shots"]) == str(b["shots"]) and a["standard"] == b["standard"]  # as text: nan equals itself
 
 
-@pytest.mark.parametrize(("override", "word"), [("model.embed_dim=24", "embed_dim"), ("model.backbone=yolo11n", "backbone")])
+@pytest.mark.parametrize(
+    ("override", "word"), [("model.embed_dim=24", "embed_dim"), ("model.backbone=yolo11n", "backbone")]
+)
 def test_another_architecture_is_refused_with_the_difference(settings, stage_1, override, word):
     with pytest.raises(CheckpointError, match=word):
         tasks.build(settings(*EPISODIC, f"stage.init_from={stage_1}", override))

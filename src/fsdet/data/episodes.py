@@ -71,8 +71,8 @@ class EpisodePlanner:
         for i, record in enumerate(records):
             self.present[i, record.labels[record.labels < self.present.shape[1]]] = True
         if len(self.classes) < settings.ways:
-            raise DataError(explain(f"at least {settings.ways} classes with instances (episode.ways)",
-                                    f"{len(self.classes)}", "split train", "lower episode.ways or add images"))  # fmt: skip
+            need, have = f"at least {settings.ways} classes with instances (episode.ways)", f"{len(self.classes)}"
+            raise DataError(explain(need, have, "split train", "lower episode.ways or add images"))
 
     def plan(self, index: int) -> EpisodePlan:
         """Episode `index`. No query is also a support image of the episode."""
@@ -102,4 +102,6 @@ class EpisodePlanner:
     def partner(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
         """An image to stand beside `query` in a mosaic: one that keeps a negative query negative."""
         negative = not self.present[query, list(plan.class_ids)].any()
-        return self._query(rng, np.asarray(plan.class_ids), set(), negative) if negative else int(rng.integers(self.count))
+        return (
+            self._query(rng, np.asarray(plan.class_ids), set(), negative) if negative else int(rng.integers(self.count))
+        )

@@ -155,7 +155,8 @@ def support_matrix(box: np.ndarray, size: int, factor: float = 1.0, shift: np.nd
 
 
 def support_window(sample: Sample, index: int, size: int, rng: np.random.Generator | None = None,
-                   jitter: Jitter | None = None, factor: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+                   jitter: Jitter | None = None, factor: float = 1.0,
+                   mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The window around instance `index`: (uint8 [size, size, 3], box [4] px of the window).
 
     With a generator the window moves, zooms, mirrors and changes colour; without one it is centred and exact.
@@ -196,7 +197,7 @@ def paste(rng: np.random.Generator, canvas: Sample, crop: Sample, jitter: Jitter
     at = np.array([rng.integers(0, size - pw + 1), rng.integers(0, size - ph + 1)])
     image = canvas.image.copy()
     image[at[1] : at[1] + ph, at[0] : at[0] + pw] = patch
-    covered = np.concatenate((np.maximum(canvas.boxes[:, :2], at), np.minimum(canvas.boxes[:, 2:], at + [pw, ph])), 1)
+    covered = np.concatenate((np.maximum(canvas.boxes[:, :2], at), np.minimum(canvas.boxes[:, 2:], [*at, pw, ph])), 1)
     hidden = (covered[:, 2:] - covered[:, :2]).clip(0).prod(1) / (canvas.boxes[:, 2:] - canvas.boxes[:, :2]).prod(1)
     keep = hidden < 0.5
     return Sample(image, np.concatenate((canvas.boxes[keep], (box + np.tile(at, 2))[None])).astype(np.float32),

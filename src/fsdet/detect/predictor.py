@@ -70,5 +70,7 @@ class Predictor:
         dense = self.model.dense(to_tensor([boxed], self.image_size).to(self.model.head.bias.device))
         words = self._vocabulary()
         branch, labels = words.columns(dense.boxes.device)
-        found = select(dense.boxes, class_scores(self.model, dense, words), branch, labels, threshold=threshold, iou=iou)
+        found = select(
+            dense.boxes, class_scores(self.model, dense, words), branch, labels, threshold=threshold, iou=iou
+        )
         return to_original(found[0], factor, padding, pixels.shape[:2])

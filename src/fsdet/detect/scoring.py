@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsdet.detect.postprocess import PROTOTYPE, STANDARD
 from fsdet.models.detector import DualDetector
-from fsdet.models.heads import Dense
+from fsdet.models.heads import Dense, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +37,24 @@ class Vocabulary:
 
 
 def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
-    """[B, A, T] probabilities in the order of `Vocabulary.columns`."""
+    """[B, A, T] probabilities in the order of `Vocabulary.columns`.
+
+    A support prototype competes: its sigmoid is multiplied by its share in a softmax over all prototypes and the
+    proxies of the base classes, registered namesakes left out. Without that, a place that looks a little like a
+    novel class and much like a base class is a false positive of the novel one (measured in docs/notebook.md).
+    """
     parts = []
     if words.standard:
         parts.append(dense.standard[..., list(words.standard)].sigmoid())
-    rows: list[Tensor] = []
     if words.prototypes is not None and len(words.prototypes):
-        rows.append(words.prototypes)
+        logits = model.head.similarity_logits(dense.embeddings, words.prototypes)
+        rivals = [i for i in range(len(model.head.proxies)) if i not in words.prototype_labels]
+        against = model.head.similarity_logits(dense.embeddings, unit(model.head.proxies[rivals]))
+        share = torch.cat((logits, against), -1).softmax(-1)[..., : len(words.prototypes)]
+        parts.append(logits.sigmoid() * share)
     if words.proxies:
-        rows.append(torch.nn.functional.normalize(model.head.proxies[list(words.proxies)], dim=-1))
-    if rows:
-        parts.append(model.head.similarity_logits(dense.embeddings, torch.cat(rows)).sigmoid())
+        rows = unit(model.head.proxies[list(words.proxies)])
+        parts.append(model.head.similarity_logits(dense.embeddings, rows).sigmoid())
     return torch.cat(parts, -1) if parts else dense.standard[..., :0]
 
 

@@ -137,6 +137,7 @@ class Trainer:
         resumed_at = self.position.batch if self.resume else None
         with RunLog(self.folder, self.logging, self.resolved, resumed_at) as self.log, Signals() as signals:
             try:
+                self.freezer.apply(self.epoch)
                 self._tell_start()
                 self._train(feed, signals)
                 self._finish()

@@ -105,8 +105,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError, EOFError for damage
-        raise CheckpointError(explain("a readable torch file", type(error).__name__, str(path),
-                                      f"fetch the file again ({str(error).splitlines()[0][:120]})")) from error  # fmt: skip
+        cure = f"fetch the file again ({str(error).splitlines()[0][:120]})"
+        raise CheckpointError(explain("a readable torch file", type(error).__name__, str(path), cure)) from error
     if isinstance(content, Mapping):
         content = next((content[k] for k in ("ema", "model") if content.get(k) is not None), content)
     state = content.state_dict() if isinstance(content, nn.Module) else content

@@ -17,7 +17,9 @@ SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support",
 def model_spec(backbone: str, levels: str, classes: int, embed_dim: int, reg_max: int, support: str,
                proxies: bool, tower_classes: int) -> dict[str, Any]:  # fmt: skip
     """The plain values that DualDetector is built from."""
-    return dict(zip(SPEC_KEYS, (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes), strict=True))
+    return dict(
+        zip(SPEC_KEYS, (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes), strict=True)
+    )
 
 
 def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetector:
@@ -34,5 +36,7 @@ def model_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes()
+        )
     return digest.hexdigest()

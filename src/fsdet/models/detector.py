@@ -61,7 +61,7 @@ class DualDetector(nn.Module):
         return pool_instances(self.dense(support), boxes, self.pooling)
 
     def forward(self, episode: Episode) -> tuple[DualOutput, Dense]:
-        """One episode of any stage -> the dual output of its queries (N + proxies prototype columns), and the dense one."""
+        """One episode of any stage -> its queries' dual output (N + proxies prototype columns), and the dense one."""
         dense = self.dense(episode.query)
         instances = self.instances(episode.support, episode.support_boxes)
         prototypes = class_prototypes(instances, episode.support_way, episode.ways)

@@ -50,7 +50,7 @@ def _fit_weights(dense: Dense, boxes: Tensor) -> Tensor:
 
 
 def _roi_weights(dense: Dense, boxes: Tensor) -> Tensor:
-    """[S, A] weights, rows sum to 1: Gaussian of half the box's size around its centre, on the level fitting its size."""
+    """[S, A] weights, rows sum to 1: Gaussian of half the box's size at its centre, on the level fitting its size."""
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     wanted = size.prod(1).sqrt().unsqueeze(1) / 4  # a box is some four cells wide on its level

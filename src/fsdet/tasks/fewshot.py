@@ -19,6 +19,7 @@ from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import Jitter, Sample, augment, paste, support_window
 from fsdet.models.build import build_model, model_spec
 from fsdet.objective import MultiLoss, expected_initial
+from fsdet.pictures import plot_labels
 from fsdet.tasks import validation
 from fsdet.types import Episode, EpisodePlan, LossReport
 
@@ -50,7 +51,9 @@ class FewshotTask:
 
     name = "fewshot"
 
-    def __init__(self, config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]] | None = None) -> None:
+    def __init__(
+        self, config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]] | None = None
+    ) -> None:
         self.config, self.data, self.seed = config, data, config.run.seed
         self.finetune = config.stage.name == "finetune"
         self.classes = data.names if self.finetune else data.base
@@ -147,6 +150,9 @@ class FewshotTask:
         return self.validator.evaluate(model)
 
     def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
+        labels = folder.parent / "labels.png"
+        if not labels.exists():
+            plot_labels(self.store.records, self.classes, labels)
         return self.validator.illustrate(model, folder, step)
 
     def describe(self) -> Mapping[str, Any]:

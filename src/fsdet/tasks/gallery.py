@@ -20,7 +20,8 @@ CONFIDENCE = 0.25
 
 
 def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabulary],
-                 found: Mapping[object, Sequence[Detections]], results: Mapping, folder: Path) -> list[Path]:  # fmt: skip
+                 found: Mapping[object, Sequence[Detections]], results: Mapping,
+                 folder: Path) -> list[Path]:  # fmt: skip
     """Everything a person looks at after an evaluation; the draw shown is seed 0 of the middle K."""
     keys = sorted(k for k in words if k[1] == min(s for _, s in words))
     shown = keys[len(keys) // 2]
@@ -57,7 +58,9 @@ def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequenc
             continue
         queries = [query_picture(records[i], _sure(detections[i]), names) for i in holding]
         title = f"{k} shots a class, never trained on; dashed: truth"
-        paths.append(episode_sheet(supports, queries, folder / f"eval_{k}shot_{start // CLASSES_A_SHEET}.jpg", title=title))
+        paths.append(
+            episode_sheet(supports, queries, folder / f"eval_{k}shot_{start // CLASSES_A_SHEET}.jpg", title=title)
+        )
     return paths
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Where a stage's weights come from: stage.init_from, else model.weights, else scratch. Never a resume."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fsdet.tasks.fewshot import FewshotTask
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.validation import shot_prototypes
 
+log = logging.getLogger("fsdet")
 FIXED = ("backbone", "levels", "embed_dim", "reg_max")  # what two stages of one detector must share
 
 
@@ -24,11 +26,13 @@ def initialise(task: FewshotTask, config: Config) -> str:
     """Fill the task's model in place; returns one line per thing that was or was not taken over."""
     if config.stage.init_from:
         return from_stage(task, load_trained(config.stage.init_from))
-    if config.stage.name != "base":
+    if config.stage.name == "finetune":
         raise CheckpointError(explain("a checkpoint of the stage before", "none", "stage.init_from",
-                                      "set stage.init_from, e.g. checkpoints/stage1/best.pt"))  # fmt: skip
+                                      "set stage.init_from, e.g. checkpoints/stage2/best.pt"))  # fmt: skip
     if config.model.weights:
         return from_weights(task, Path(config.model.weights))
+    if config.stage.name == "episodic":
+        log.warning("stage.init_from is not set: episodes from scratch learn slowly; train stage 1 first")
     return "weights: from scratch"
 
 

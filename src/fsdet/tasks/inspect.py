@@ -19,7 +19,7 @@ BUDGET = 50e6  # parameters
 
 
 def probe(config: Config) -> str:
-    """The first batch's losses beside their expected values, each one's gradient at the head's inputs, and a verdict."""
+    """The first batch's losses beside their expected values, each one's gradient at the head, and a verdict."""
     task, _ = build_task(config, read_data(config), resume=False)
     task.model.train()
     task.objective.train()
@@ -52,7 +52,9 @@ def check(config: Config) -> str:
     norm = torch.nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
     values = ", ".join(f"{k} {float(v):.4g}" for k, v in losses.raw.items())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    lines.append(f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB")
+    lines.append(
+        f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB"
+    )
     lines.append(f"{task.batches_per_epoch} steps an epoch")
     return "\n".join(line for line in lines if line)
 
@@ -67,8 +69,10 @@ def info(path: Path) -> str:
         trained = load_trained(path)
         model, spec = trained.model, trained.spec
         head = (f"{path}: stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
-                f"{len(spec['novel'])} novel classes, {spec['image_size']} px, sha256 {trained.sha256[:12]}")  # fmt: skip
+                f"{len(spec['novel'])} novel classes, {spec['image_size']} px, {trained.sha256[:12]}")  # fmt: skip
     counts = {name: sum(p.numel() for _, p in members) for name, members in model.groups().items()}
     total = sum(counts.values())
     rows = [f"  {name:<10}{n / 1e6:>8.2f} M" for name, n in counts.items()]
-    return "\n".join([head, *rows, f"  {'total':<10}{total / 1e6:>8.2f} M, {total / BUDGET:.0%} of {BUDGET / 1e6:.0f} M"])
+    return "\n".join(
+        [head, *rows, f"  {'total':<10}{total / 1e6:>8.2f} M, {total / BUDGET:.0%} of {BUDGET / 1e6:.0f} M"]
+    )

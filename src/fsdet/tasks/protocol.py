@@ -131,18 +131,22 @@ def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: It
     for k, seed in keys:
         score = scorer.score(found[k, seed])
         false = fp_per_image(records, found[k, seed], study.novel, FP_THRESHOLD)
-        rows.setdefault(k, []).append(summary.figures(score, study.base if study.setting == "gfsod" else (), study.novel, false))
+        rows.setdefault(k, []).append(
+            summary.figures(score, study.base if study.setting == "gfsod" else (), study.novel, false)
+        )
         scores.setdefault(k, []).append(score)
+    alone = {"bAP50": standard.ap50(study.base), "bAP": standard.ap(study.base)}
     return summary.results_json(
         setting=study.setting, metric=study.metric, checkpoint_sha256=trained.sha256,
-        seeds=sorted({s for _, s in keys}), standard={"bAP50": standard.ap50(study.base), "bAP": standard.ap(study.base)},
+        seeds=sorted({s for _, s in keys}), standard=alone,
         shots=rows, ms_per_image=ms, stage=trained.spec["stage"], split=study.split, images=len(records),
         per_class={str(k): summary.per_class(s, study.data.names) for k, s in scores.items()})  # fmt: skip
 
 
 def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shots: Sequence[int] | None = None,
                         seeds: int | None = None, bank: Path | None = None, json_out: Path | None = None,
-                        setting: str | None = None, metric: str | None = None, split: str = "test") -> dict:  # fmt: skip
+                        setting: str | None = None, metric: str | None = None,
+                        split: str = "test") -> dict:  # fmt: skip
     """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`."""
     trained = load_trained(checkpoint)
     loaded = sources.load(data or trained.spec["data"])
@@ -152,5 +156,3 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
     if json_out:
         summary.write_json(json_out, results)
     return results
-
-

@@ -4,6 +4,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fsdet.evaluation.summary import write_json
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
 from fsdet.tasks.loading import load_trained
-from fsdet.types import Detections
+from fsdet.types import Detections, ImageRecord
 
 log = logging.getLogger("fsdet")
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -46,12 +47,18 @@ def register(checkpoint: Path, support: Path, out: Path) -> PrototypeBank:
 def _register_folder(predictor: Predictor, support: Path) -> None:
     names, records = sources.support_folder(support)
     for label, name in enumerate(names):
-        predictor.register(name, [sources.only_class(r, label) for r in records if (r.labels == label).any()])
+        predictor.register(name, [_only(r, label) for r in records if (r.labels == label).any()])
+
+
+def _only(record: ImageRecord, label: int) -> ImageRecord:
+    """`record` with the boxes of one class."""
+    keep = record.labels == label
+    return replace(record, boxes=record.boxes[keep], labels=record.labels[keep], crowd=record.crowd[keep])
 
 
 def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
             conf: float = 0.25) -> str:  # fmt: skip
-    """Annotated copies of an image or a folder's images in `out`, and predictions.json (COCO results); returns a summary.
+    """Annotated copies of an image or a folder's images in `out`, and predictions.json; returns a summary.
 
     Raises:
         DataError: nothing to look at, or an unreadable image.

@@ -16,7 +16,7 @@ from fsdet.data.images import read_rgb
 from fsdet.data.shots import draw_shots
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
-from fsdet.data.transforms import letterbox
+from fsdet.data.transforms import letterbox, support_window
 from fsdet.detect.postprocess import select, to_original
 from fsdet.detect.scoring import Vocabulary, all_standard, class_scores
 from fsdet.detect.support import embed_instances
@@ -29,7 +29,7 @@ from fsdet.types import Detections, ImageRecord
 
 VALIDATION_SHOTS = 5
 BATCH = 16
-SHOWN = 9  # images on a sheet
+SHOWN, SHOWN_WAYS = 9, 6  # images and classes on a sheet
 
 
 def dense_batches(model: DualDetector, store: ImageStore, size: int) -> Iterator[tuple[list[int], Dense, list]]:
@@ -103,7 +103,7 @@ class Validator:
         if self.config.stage.mode == "prototype":
             words = {"base": Vocabulary(proxies=tuple(self.base), proxy_labels=tuple(self.base))}
         if self.compare:
-            words["base_by_prototype"] = self._prototype_words(model)
+            words["base_by_prototype"] = self._prototype_words(model, self.ways)
         found: dict[str, list[Detections]] = {name: [] for name in words}
         for indices, dense, placed in dense_batches(model, self.store, self.size):
             for name, vocabulary in words.items():
@@ -116,25 +116,41 @@ class Validator:
         model.train(was_training)
         return out
 
-    def _prototype_words(self, model: DualDetector) -> Vocabulary:
-        flat = [pick for c in self.ways for pick in self.picks[c]]
+    def _prototype_words(self, model: DualDetector, classes: Sequence[int]) -> Vocabulary:
+        flat = [pick for c in classes for pick in self.picks[c]]
         embeddings = embed_instances(model, (self.supports.instance(i, j) for i, j in flat), self.support_size)
-        per_way = np.arange(len(flat)).reshape(len(self.ways), -1).tolist()
+        per_way = np.arange(len(flat)).reshape(len(classes), -1).tolist()
         return Vocabulary(prototypes=shot_prototypes(embeddings, per_way, VALIDATION_SHOTS),
-                          prototype_labels=tuple(self.ways))  # fmt: skip
+                          prototype_labels=tuple(classes))  # fmt: skip
 
     @torch.inference_mode()
     def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
-        """One sheet of fixed validation images: true boxes dashed, predicted ones with class and score."""
+        """One sheet of fixed validation images, true boxes dashed, predicted ones with class and score.
+
+        In stage 2 it is an episode: a few base classes by their support crops, sought in images that hold them.
+        """
         model.eval()
-        shown = ImageStore(self.store.records[:SHOWN], self.size)
-        words = all_standard(self.base)
+        classes = self.ways[:: max(1, len(self.ways) // SHOWN_WAYS)][:SHOWN_WAYS] if self.compare else self.base
+        holding = [r for r in self.store.records if set(classes) & set(r.labels.tolist())] or self.store.records
+        shown = ImageStore(holding[:SHOWN], self.size)
+        words, supports = all_standard(self.base), []
+        if self.compare:
+            words, supports = self._prototype_words(model, classes), self._support_pictures(classes)
         queries = []
         for indices, dense, placed in dense_batches(model, shown, self.size):
             records = [shown.records[i] for i in indices]
             for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
                 queries.append(query_picture(record, found, self.data.names))
-        return [episode_sheet((), queries, folder / f"step_{step:06d}.jpg", title=f"step {step}, validation images")]
+        title = f"step {step}, validation images; dashed: truth"
+        return [episode_sheet(supports, queries, folder / f"step_{step:06d}.jpg", title=title)]
+
+    def _support_pictures(self, classes: Sequence[int]) -> list[Picture]:
+        pictures = []
+        for c in classes:
+            for pick in self.picks[c]:
+                window, box = support_window(*self.supports.instance(*pick), self.support_size)
+                pictures.append(Picture(window, box[None], colours=[c], title=self.data.names[c]))
+        return pictures
 
 
 def query_picture(record: ImageRecord, found: Detections, names: Sequence[str]) -> Picture:
