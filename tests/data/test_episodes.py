@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsdet.data.episodes import EpisodePlanner, EpisodeSettings, EpochPlanner, support_instances
+from fsdet.data.episodes import BalancedPlanner, EpisodePlanner, EpisodeSettings, EpochPlanner, support_instances
 from fsdet.errors import DataError
 from fsdet.types import ImageRecord
 
@@ -81,18 +81,28 @@ def test_too_few_classes_is_told_with_both_numbers():
 
 
 def test_an_epoch_shows_every_image_once_and_each_epoch_its_own_order():
-    p = EpochPlanner(40, 8, seed=0)
+    p = EpochPlanner(records(40), 8, seed=0)
     assert p.per_epoch == 5
     epochs = [[q for i in range(5 * e, 5 * e + 5) for q in p.plan(i).queries] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40)) and epochs[0] != epochs[1]
-    assert p.plan(7) == EpochPlanner(40, 8, seed=0).plan(7)
+    assert p.plan(7) == EpochPlanner(records(40), 8, seed=0).plan(7)
 
 
 def test_fewer_images_than_a_batch_are_repeated():
-    plan = EpochPlanner(3, 8, seed=0).plan(5)
+    plan = EpochPlanner(records(3), 8, seed=0).plan(5)
     assert len(plan.queries) == 8 and set(plan.queries) == {0, 1, 2}
 
 
 def test_no_images_is_told():
     with pytest.raises(DataError, match="at least one training image"):
-        EpochPlanner(0, 4, 0)
+        EpochPlanner([], 4, 0)
+
+
+def test_balanced_plans_show_a_rare_class_as_often_as_a_common_one():
+    many = [ImageRecord(Path(f"{i}"), (50, 50), [[0, 0, 20, 20]], [0]) for i in range(99)]
+    rare = ImageRecord(Path("rare"), (50, 50), [[0, 0, 20, 20]], [1])
+    p = BalancedPlanner([*many, rare], 10, seed=0)
+    drawn = [q for i in range(100) for q in p.plan(i).queries]
+    assert 0.45 < drawn.count(99) / len(drawn) < 0.55
+    assert p.plan(3) == BalancedPlanner([*many, rare], 10, seed=0).plan(3)
+    assert BalancedPlanner([ImageRecord(Path("e"), (9, 9), [], [])], 2, 0).plan(0).queries == (0, 0)

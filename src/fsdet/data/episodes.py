@@ -35,13 +35,11 @@ def support_instances(records: Sequence[ImageRecord], classes: Sequence[int]) ->
 
 
 class EpochPlanner:
-    """Stage 1 and 3: every image once an epoch, in an order drawn per epoch; N = 0."""
+    """Stage 1: every image once an epoch, in an order drawn per epoch; N = 0."""
 
-    def __init__(self, images: int, queries: int, seed: int) -> None:
-        if images < 1:
-            raise DataError(explain("at least one training image", "none", "split train", "check the data YAML"))
-        self.images, self.queries, self.seed = images, queries, seed
-        self.per_epoch = max(1, images // queries)
+    def __init__(self, records: Sequence[ImageRecord], queries: int, seed: int) -> None:
+        self.images, self.queries, self.seed = _some(records), queries, seed
+        self.per_epoch = max(1, self.images // queries)
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
@@ -52,6 +50,29 @@ class EpochPlanner:
         epoch, batch = divmod(index, self.per_epoch)
         chosen = self._order(epoch)[batch * self.queries : (batch + 1) * self.queries]
         return EpisodePlan(index, (), (), tuple(int(i) for i in chosen))
+
+
+class BalancedPlanner:
+    """Stage 3: every base class equally often, then one of its images; N = 0."""
+
+    def __init__(self, records: Sequence[ImageRecord], queries: int, seed: int) -> None:
+        self.queries, self.seed, self.per_epoch = queries, seed, max(1, _some(records) // queries)
+        holding: dict[int, list[int]] = {}
+        for i, record in enumerate(records):
+            for label in set(record.labels.tolist()):
+                holding.setdefault(label, []).append(i)
+        self.holding = [images for _, images in sorted(holding.items())] or [list(range(len(records)))]
+
+    def plan(self, index: int) -> EpisodePlan:
+        rng = np.random.default_rng((self.seed, 5, index))
+        chosen = [self.holding[c] for c in rng.integers(len(self.holding), size=self.queries)]
+        return EpisodePlan(index, (), (), tuple(images[int(rng.integers(len(images)))] for images in chosen))
+
+
+def _some(records: Sequence[ImageRecord]) -> int:
+    if not records:
+        raise DataError(explain("at least one training image", "none", "split train", "check the data YAML"))
+    return len(records)
 
 
 class EpisodePlanner:
@@ -75,7 +96,7 @@ class EpisodePlanner:
             raise DataError(explain(need, have, "split train", "lower episode.ways or add images"))
 
     def plan(self, index: int) -> EpisodePlan:
-        """Episode `index`. No query is also a support image of the episode."""
+        """Episode `index`. No query is also a support image of the episode, as far as the set has other images."""
         s, rng = self.settings, np.random.default_rng((self.seed, 2, index))
         ways = rng.choice(self.classes, s.ways, replace=False)
         supports = []

@@ -9,11 +9,12 @@ from fsdet.boxes import clip_boxes
 from fsdet.types import Detections
 
 STANDARD, PROTOTYPE = 0, 1
+NMS_IOU = 0.7  # as Ultralytics validates
 CANDIDATES = 600  # boxes an image that enter NMS; of them `limit` come out
 
 
 def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, threshold: float = 0.001,
-           iou: float = 0.7, limit: int = 100) -> list[Detections]:  # fmt: skip
+           iou: float = NMS_IOU, limit: int = 100) -> list[Detections]:  # fmt: skip
     """The best boxes of each image after class-aware non-maximum suppression over both branches at once.
 
     Args:

@@ -2,6 +2,7 @@
 """A detector in use: classes registered from labelled images, found in other images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from fsdet.bank import PrototypeBank
 from fsdet.data.collate import to_tensor
 from fsdet.data.images import read_rgb
 from fsdet.data.transforms import Sample, letterbox, resize_long
-from fsdet.detect.postprocess import select, to_original
-from fsdet.detect.scoring import Vocabulary, class_scores
+from fsdet.detect.postprocess import NMS_IOU, select, to_original
+from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
 from fsdet.models.build import model_sha256
 from fsdet.models.detector import DualDetector
@@ -25,14 +26,17 @@ class Predictor:
     Args:
         model: in eval mode. classes: names of the model's own classes; image_size, support_size: px, as in training.
         bank: classes registered before; it must come from these weights.
+        base: how many of `classes` are base classes (None: all); stage 3 added the rest. mode: as trained.
     Raises:
         CheckpointError: the bank is of other weights.
     """
 
     def __init__(self, model: DualDetector, classes: Sequence[str], image_size: int, support_size: int,
-                 bank: PrototypeBank | None = None) -> None:  # fmt: skip
+                 bank: PrototypeBank | None = None, *, base: int | None = None,
+                 mode: str = "dual") -> None:  # fmt: skip
         self.model, self.classes = model.eval(), tuple(classes)
-        self.image_size, self.support_size = image_size, support_size
+        self.image_size, self.support_size, self.mode = image_size, support_size, mode
+        self.base = len(self.classes) if base is None else base
         self.bank = bank or PrototypeBank((), (), model_sha256(model))
         self.bank.check_model(model_sha256(model), "bank")
 
@@ -52,12 +56,13 @@ class Predictor:
         self.bank = self.bank.merge(PrototypeBank((name,), (rows,), self.bank.model_sha256))
 
     def _vocabulary(self) -> Vocabulary:
-        own = tuple(i for i, n in enumerate(self.classes) if n not in self.bank.names)
+        own = [i for i, n in enumerate(self.classes) if n not in self.bank.names]
         labels = tuple(self.names.index(n) for n in self.bank.names)
-        return Vocabulary(own, own, self.bank.prototypes().to(self.model.head.bias.device), labels)
+        prototypes = self.bank.prototypes().to(self.model.head.bias.device)
+        return replace(own_classes(own, self.base, self.mode), prototypes=prototypes, prototype_labels=labels)
 
     @torch.inference_mode()
-    def predict(self, image: np.ndarray | str | Path, threshold: float = 0.25, iou: float = 0.6) -> Detections:
+    def predict(self, image: np.ndarray | str | Path, threshold: float = 0.25, iou: float = NMS_IOU) -> Detections:
         """Detections in one image, best first.
 
         Args:

@@ -58,6 +58,10 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
     return torch.cat(parts, -1) if parts else dense.standard[..., :0]
 
 
-def all_standard(classes: Sequence[int]) -> Vocabulary:
-    """The standard branch alone, column i being class i."""
-    return Vocabulary(tuple(classes), tuple(classes))
+def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:
+    """The model's own classes, by their numbers: base ones (below `base`) from the standard branch, novel ones that
+    stage 3 added from their proxies; a model in prototype mode has never trained its standard branch, so all from
+    proxies."""
+    standard = tuple(c for c in classes if c < base and mode != "prototype")
+    proxies = tuple(c for c in classes if c not in standard)
+    return Vocabulary(standard, standard, proxies=proxies, proxy_labels=proxies)

@@ -26,11 +26,14 @@ def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Tr
     data = read_data(config)
     task, report = build_task(config, data, resume=resume)
     log.info("%s", data.report)
+    fresh = report == initial.SCRATCH
+    if fresh:
+        log.info(report)
     task.warm(config.run.threads or torch.get_num_threads())
     return Trainer(task, run=config.run, optim=config.optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
                    folder=Path(config.run.dir), freeze=config.stage.freeze, freeze_norm=config.stage.freeze_norm,
-                   resume=resume, exist_ok=exist_ok, init_report=report)  # fmt: skip
+                   resume=resume, exist_ok=exist_ok, init_report=None if fresh else report)  # fmt: skip
 
 
 def read_data(config: Config) -> DataSet:
@@ -46,8 +49,8 @@ def read_data(config: Config) -> DataSet:
 
 def build_task(config: Config, data: DataSet, *, resume: bool) -> tuple[FewshotTask, str | None]:
     """The task of a stage and what was initialised from where; on resume the weights come from the run itself."""
-    shots = initial.shots_of(config, data) if config.stage.name == "finetune" else None
-    task = FewshotTask(config, data, shots)
+    shots = initial.shots_of(config, data) if config.stage.name == "finetune" else ()
+    task = FewshotTask(config, data, *shots)
     if resume:
         return task, None
     return task, initial.initialise(task, config)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fsdet.config import Config
 from fsdet.data.collate import collate
-from fsdet.data.episodes import EpisodePlanner, EpisodeSettings, EpochPlanner
+from fsdet.data.episodes import BalancedPlanner, EpisodePlanner, EpisodeSettings, EpochPlanner
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import Jitter, Sample, augment, paste, support_window
@@ -21,9 +21,10 @@ from fsdet.models.build import build_model, model_spec
 from fsdet.objective import MultiLoss, expected_initial
 from fsdet.pictures import plot_labels
 from fsdet.tasks import validation
-from fsdet.types import Episode, EpisodePlan, LossReport
+from fsdet.types import Episode, EpisodePlan, ImageRecord, LossReport
 
 log = logging.getLogger("fsdet")
+WHOLE = 0.3  # of stage 3's images without a pasted crop: whole images of the shots
 SUPPORT_JITTER = 0.5  # supports move, zoom and change colour, with half the ranges of the queries
 
 
@@ -45,15 +46,14 @@ class FewshotTask:
     """What a training step means for the dual-head detector; satisfies `types.Task`.
 
     Args:
-        config: the whole configuration. data: the data set it names. epochs: how long the run is, in epochs.
-        shots: {novel class: [(record index, box index), ...]} in split `support`, for stage 3.
+        config: the whole configuration. data: the data set it names.
+        shots: {novel class: [(record index, box index), ...]}, for stage 3; shot_split: the split they index.
     """
 
     name = "fewshot"
 
-    def __init__(
-        self, config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]] | None = None
-    ) -> None:
+    def __init__(self, config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+                 shot_split: str = "support") -> None:  # fmt: skip
         self.config, self.data, self.seed = config, data, config.run.seed
         self.finetune = config.stage.name == "finetune"
         self.classes = data.names if self.finetune else data.base
@@ -66,26 +66,28 @@ class FewshotTask:
         self.jitter = jitter_of(config)
         self.validator = validation.Validator(config, data)
         self.best_metric = self.validator.best_metric
-        self._prepare(shots or {})
+        self._prepare(shots or {}, shot_split)
 
-    def _prepare(self, shots: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+    def _prepare(self, shots: Mapping[int, Sequence[tuple[int, int]]], shot_split: str) -> None:
         config, episode = self.config, self.config.episode
         records = training_records(self.data, config)
         budget = {"none": 0, "auto": AUTO_BYTES, "ram": 1 << 40}[config.data.cache]
         self.store = ImageStore(records, config.data.image_size, budget)
         self.shots = [(c, i, j) for c, found in sorted(shots.items()) for i, j in found]
-        self.shot_store = ImageStore(self.data.split("support"), config.data.image_size) if self.shots else None
+        self.shot_store = ImageStore(self.data.split(shot_split), config.data.image_size) if self.shots else None
         if config.stage.name == "episodic":
             least, most = (episode.shots, episode.shots) if isinstance(episode.shots, int) else episode.shots
             settings = EpisodeSettings(episode.ways, (least, most), episode.queries, episode.negatives)
-            self.planner: EpochPlanner | EpisodePlanner = EpisodePlanner(
+            self.planner: EpochPlanner | BalancedPlanner | EpisodePlanner = EpisodePlanner(
                 records, range(len(self.data.base)), settings, self.seed)  # fmt: skip
             self.batches_per_epoch = episode.per_epoch or max(1, len(records) // episode.queries)
         else:
-            self.planner = EpochPlanner(len(records), episode.queries, self.seed)
+            make = BalancedPlanner if self.finetune else EpochPlanner
+            self.planner = make(records, episode.queries, self.seed)
             self.batches_per_epoch = episode.per_epoch or self.planner.per_epoch
-        total = config.optim.steps or round((config.optim.epochs or 1) * self.batches_per_epoch)
-        self.mosaic_until = total * config.optim.accumulate * (1 - config.data.augment.close_mosaic)
+        steps, epochs = config.optim.steps, config.optim.epochs
+        batches = steps * config.optim.accumulate if steps else round((epochs or 1) * self.batches_per_epoch)
+        self.mosaic_until = batches * (1 - config.data.augment.close_mosaic)
 
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()
@@ -119,24 +121,31 @@ class FewshotTask:
         members = [query]
         if index < self.mosaic_until and rng.random() < self.jitter.mosaic:
             members += [self._partner(rng, plan, query) for _ in range(3)]
-        sample = augment(rng, [self.store.sample(i) for i in members], self.jitter, self.config.data.image_size)
-        if self.shots and rng.random() < self.config.data.augment.paste:
-            sample = self._paste(rng, sample)
-        return sample
+        samples = [self.store.sample(i) for i in members]
+        if self.shots:
+            return self._with_shot(rng, samples)
+        return augment(rng, samples, self.jitter, self.config.data.image_size)
+
+    def _with_shot(self, rng: np.random.Generator, base: Sequence[Sample]) -> Sample:
+        """Stage 3: a base image with a shot's crop on it, or a shot's whole image, or a base image as it is.
+
+        Novel classes come equally often. Of a shot's image only the shot is known; the rest of it says nothing.
+        """
+        novel = sorted({c for c, _, _ in self.shots})
+        wanted = int(rng.choice(novel))
+        candidates = [(i, j) for c, i, j in self.shots if c == wanted]
+        image, box = self.shot_store.instance(*candidates[int(rng.integers(len(candidates)))])
+        shot = Sample(image.image, image.boxes[box : box + 1], image.labels[box : box + 1], frozenset())
+        size, chance = self.config.data.image_size, rng.random()
+        share = self.config.data.augment.paste
+        if chance < share:
+            return paste(rng, augment(rng, base, self.jitter, size), shot, self.jitter)
+        return augment(rng, [shot] if chance < share + WHOLE * (1 - share) else base, self.jitter, size)
 
     def _partner(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
         if isinstance(self.planner, EpisodePlanner):
             return self.planner.partner(rng, plan, query)
         return int(rng.integers(len(self.store.records)))
-
-    def _paste(self, rng: np.random.Generator, sample: Sample) -> Sample:
-        """Every novel class equally often, then one of its shots."""
-        novel = sorted({c for c, _, _ in self.shots})
-        chosen = int(rng.choice(novel))
-        candidates = [(i, j) for c, i, j in self.shots if c == chosen]
-        image, box = self.shot_store.instance(*candidates[int(rng.integers(len(candidates)))])
-        crop = Sample(image.image, image.boxes[box : box + 1], image.labels[box : box + 1])
-        return paste(rng, sample, crop, self.jitter)
 
     def losses(self, batch: Episode) -> LossReport:
         output, dense = self.model(batch)
@@ -163,15 +172,19 @@ class FewshotTask:
                 "data": str(self.config.data.path)}  # fmt: skip
 
 
-def training_records(data: DataSet, config: Config) -> list:
-    """Split train for a stage: with `base_images: no_novel`, without images that show a novel class; novel boxes of the
-    rest are left out in stages 1 and 2 and the image says that it does not label those classes."""
+def training_records(data: DataSet, config: Config) -> list[ImageRecord]:
+    """Split train for any stage: the base boxes of images that may show novel objects.
+
+    With `base_images: no_novel` images that show a novel class are left out. Of the rest novel boxes are taken away,
+    and the image says that it does not label novel classes, so that stage 3 does not teach them as background.
+    """
     records, out = data.split("train"), []
     for r in records:
         novel = r.labels >= data.num_base
         if novel.any():
             if config.data.base_images == "no_novel":
                 continue
-            r = replace(r, boxes=r.boxes[~novel], labels=r.labels[~novel], crowd=r.crowd[~novel])
+            known = frozenset(range(data.num_base)) & (r.exhaustive or frozenset(range(data.num_base)))
+            r = replace(r, boxes=r.boxes[~novel], labels=r.labels[~novel], crowd=r.crowd[~novel], exhaustive=known)
         out.append(r)
     return out

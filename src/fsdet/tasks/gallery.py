@@ -42,9 +42,10 @@ def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequenc
     """One sheet per few novel classes: their shots on the left, test images that hold them on the right."""
     k, seed = shown
     names, records = study.data.names, study.data.split(study.split)
-    support = study.data.split("support")
+    drawn = study.data.has("support") and not trained.finetuned
+    support = study.data.split("support") if drawn else []
     store = ImageStore(support, trained.spec["image_size"])
-    shots = draw_shots(support, study.novel, [max(k, 1)], seed, names)
+    shots = draw_shots(support, study.novel, [k], seed, names) if drawn else {c: [] for c in study.novel}
     paths = []
     for start in range(0, len(study.novel), CLASSES_A_SHEET):
         classes = study.novel[start : start + CLASSES_A_SHEET]
@@ -57,7 +58,7 @@ def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequenc
         if not holding:
             continue
         queries = [query_picture(records[i], _sure(detections[i]), names) for i in holding]
-        title = f"{k} shots a class, never trained on; dashed: truth"
+        title = f"{k} shots a class, {'fine-tuned on them' if trained.finetuned else 'never trained on'}; dashed: truth"
         paths.append(
             episode_sheet(supports, queries, folder / f"eval_{k}shot_{start // CLASSES_A_SHEET}.jpg", title=title)
         )

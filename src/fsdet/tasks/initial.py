@@ -19,6 +19,7 @@ from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.validation import shot_prototypes
 
 log = logging.getLogger("fsdet")
+SCRATCH = "weights: from scratch"
 FIXED = ("backbone", "levels", "embed_dim", "reg_max")  # what two stages of one detector must share
 
 
@@ -33,7 +34,7 @@ def initialise(task: FewshotTask, config: Config) -> str:
         return from_weights(task, Path(config.model.weights))
     if config.stage.name == "episodic":
         log.warning("stage.init_from is not set: episodes from scratch learn slowly; train stage 1 first")
-    return "weights: from scratch"
+    return SCRATCH
 
 
 def from_weights(task: FewshotTask, path: Path) -> str:
@@ -109,13 +110,14 @@ def _novel_rows(task: FewshotTask, trained: Trained) -> str:
     return f"{len(order)} novel classes start from the prototypes of {len(picks)} shots"
 
 
-def shots_of(config: Config, data: DataSet) -> Mapping[int, list[tuple[int, int]]]:
-    """Stage 3's instances per novel class: those of data.shots, else `episode.shots` drawn from split support."""
+def shots_of(config: Config, data: DataSet) -> tuple[Mapping[int, list[tuple[int, int]]], str]:
+    """Stage 3's instances per novel class and the split they are in: data.shots, else drawn from split support."""
     k = config.episode.shots if isinstance(config.episode.shots, int) else config.episode.shots[1]
     novel = range(data.num_base, len(data.names))
     if config.data.shots:
-        return shot_files.load_picks(Path(config.data.shots), data, k)
-    return shot_files.draw_shots(data.split("support"), list(novel), [k], config.run.seed, data.names)
+        file = shot_files.ShotFile.load(Path(config.data.shots))
+        return {c: picks for c, picks in file.picks(data, k).items() if c in novel}, file.split
+    return shot_files.draw_shots(data.split("support"), list(novel), [k], config.run.seed, data.names), "support"
 
 
 def _class_difference(there: list[str], here: list[str]) -> str:

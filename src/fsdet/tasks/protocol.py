@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from fsdet.data import sources
 from fsdet.data.shots import draw_shots
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
-from fsdet.detect.scoring import Vocabulary, all_standard
+from fsdet.detect.scoring import Vocabulary, own_classes
 from fsdet.detect.support import embed_instances
 from fsdet.errors import DataError, explain
 from fsdet.evaluation import summary
@@ -60,13 +60,15 @@ def draw_vocabularies(trained: Trained, study: Study) -> dict[tuple[int, int], V
     for seed, shots in draws.items():
         rows = [[row[p] for p in shots[c]] for c in study.novel]
         for k in study.shots:
-            out[k, seed] = _vocabulary(study, shot_prototypes(embeddings, rows, k))
+            out[k, seed] = _vocabulary(trained, study, shot_prototypes(embeddings, rows, k))
     return out
 
 
-def _vocabulary(study: Study, prototypes: torch.Tensor, labels: Sequence[int] | None = None) -> Vocabulary:
-    base = tuple(study.base) if study.setting == "gfsod" else ()
-    return Vocabulary(base, base, prototypes, tuple(study.novel if labels is None else labels))
+def _vocabulary(trained: Trained, study: Study, prototypes: torch.Tensor,
+                labels: Sequence[int] | None = None) -> Vocabulary:  # fmt: skip
+    """Prototypes of novel classes, beside the model's base classes in G-FSOD."""
+    own = own_classes(study.base if study.setting == "gfsod" else (), len(study.base), trained.spec["mode"])
+    return replace(own, prototypes=prototypes, prototype_labels=tuple(study.novel if labels is None else labels))
 
 
 @torch.inference_mode()
@@ -85,11 +87,11 @@ def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabul
     return found, 1000 * (network + selecting / max(len(words), 1)) / max(len(store.records), 1)
 
 
-def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, folder: Path | None = None) -> dict:
+def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, json_out: Path | None = None) -> dict:
     """The dict of results.json for one checkpoint.
 
     A stage-3 checkpoint knows its novel classes itself: it is evaluated once, under the K it was fine-tuned with.
-    With a folder, pictures of the evaluation are drawn there.
+    It is written to `json_out`, and pictures of the evaluation beside it.
     Raises:
         DataError: no novel classes, no such split, or too few instances for the largest K.
     """
@@ -97,19 +99,22 @@ def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, 
         raise DataError(explain("novel classes to evaluate", "none in the data YAML", "key novel",
                                 "list them under novel:"))  # fmt: skip
     keyed = vocabularies(trained, study, bank)
-    found, ms = detections_of(trained, study, {"standard": all_standard(study.base), **keyed})
+    found, ms = detections_of(
+        trained, study, {"standard": own_classes(study.base, len(study.base), trained.spec["mode"]), **keyed}
+    )
     results = _results(trained, study, found, ms, list(keyed))
-    if folder is not None:
-        draw_gallery(trained, study, keyed, found, results, folder)
+    if json_out is not None:
+        summary.write_json(json_out, results)
+        draw_gallery(trained, study, keyed, found, results, json_out.parent)
     return results
 
 
 def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> dict[tuple[int, int], Vocabulary]:
     """{(K, seed): what to look for}: the model's own classes in stage 3, a bank's, or draws from split support."""
-    if trained.finetuned:
-        base = tuple(study.base) if study.setting == "gfsod" else ()
-        own = Vocabulary(base, base, proxies=tuple(study.novel), proxy_labels=tuple(study.novel))
-        return {(int(trained.spec.get("shots", 0)), 0): own}
+    if bank is None and trained.finetuned:
+        classes = [*study.base, *study.novel] if study.setting == "gfsod" else study.novel
+        own = own_classes(classes, len(study.base), trained.spec["mode"])
+        return {(int(trained.spec["shots"]), 0): own}
     if bank is None:
         return draw_vocabularies(trained, study)
     bank.check_model(model_sha256(trained.model), "bank")
@@ -118,7 +123,7 @@ def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> 
         raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", "bank",
                                 "register classes by the names that the data YAML lists under novel"))  # fmt: skip
     labels = [study.data.names.index(bank.names[i]) for i in known]
-    return {(min(len(t) for t in bank.instances), 0): _vocabulary(study, bank.prototypes()[known], labels)}
+    return {(min(len(t) for t in bank.instances), 0): _vocabulary(trained, study, bank.prototypes()[known], labels)}
 
 
 def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: Iterable[tuple[int, int]]) -> dict:
@@ -152,7 +157,4 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
     loaded = sources.load(data or trained.spec["data"])
     study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
                   metric or "coco")  # fmt: skip
-    results = evaluate(trained, study, PrototypeBank.load(bank) if bank else None, json_out and Path(json_out).parent)
-    if json_out:
-        summary.write_json(json_out, results)
-    return results
+    return evaluate(trained, study, PrototypeBank.load(bank) if bank else None, json_out and Path(json_out))

@@ -29,7 +29,8 @@ def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None) -> Predict
     """The Predictor of a checkpoint."""
     trained = load_trained(checkpoint)
     spec = trained.spec
-    return Predictor(trained.model, trained.classes, spec["image_size"], spec["support_size"], bank)
+    return Predictor(trained.model, trained.classes, spec["image_size"], spec["support_size"], bank,
+                     base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
 
 
 def register(checkpoint: Path, support: Path, out: Path) -> PrototypeBank:

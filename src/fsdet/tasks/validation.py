@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Judging a detector during training: fixed images, fixed supports, no randomness, no test data in any decision."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import letterbox, support_window
 from fsdet.detect.postprocess import select, to_original
-from fsdet.detect.scoring import Vocabulary, all_standard, class_scores
+from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
 from fsdet.evaluation.scorer import Scorer
 from fsdet.models.detector import DualDetector
@@ -27,8 +28,10 @@ from fsdet.models.prototypes import class_prototypes
 from fsdet.pictures import Picture, episode_sheet
 from fsdet.types import Detections, ImageRecord
 
+log = logging.getLogger("fsdet")
 VALIDATION_SHOTS = 5
 BATCH = 16
+MOST = 5000  # images of a validation
 SHOWN, SHOWN_WAYS = 9, 6  # images and classes on a sheet
 
 
@@ -82,10 +85,12 @@ class Validator:
         self.size, self.support_size = config.data.image_size, config.data.support_size
         self.finetune = config.stage.name == "finetune"
         self.best_metric = "val/fitness"
-        records = data.split("val") if data.has("val") else data.split("train")[:400]
+        if not data.has("val"):
+            log.warning("no split val: validation looks at training images, so best.pt is picked by what it has seen")
+        records = data.split("val" if data.has("val") else "train")[:MOST]
         self.store = ImageStore(without_classes(records, data.num_base), self.size, AUTO_BYTES)
         self.scorer = Scorer(self.store.records, len(data.names), config.eval.metric)
-        self.base = list(range(len(data.base)))
+        self.base, self.filled = list(range(len(data.base))), False
         self.compare = config.stage.name == "episodic" and config.stage.mode != "standard"
         if self.compare:
             train = data.split("train")
@@ -99,9 +104,9 @@ class Validator:
         """{val/base/AP50, val/base/AP, val/fitness, ...}; deterministic."""
         was_training = model.training
         model.eval()
-        words = {"base": all_standard(self.base)}
-        if self.config.stage.mode == "prototype":
-            words = {"base": Vocabulary(proxies=tuple(self.base), proxy_labels=tuple(self.base))}
+        if not self.filled:
+            self.filled = self.store.fill() > 0
+        words = {"base": self._own()}
         if self.compare:
             words["base_by_prototype"] = self._prototype_words(model, self.ways)
         found: dict[str, list[Detections]] = {name: [] for name in words}
@@ -115,6 +120,9 @@ class Validator:
         out["val/fitness"] = float(np.mean([out[f"val/{n}/AP50"] + out[f"val/{n}/AP"] for n in words]) / 2)
         model.train(was_training)
         return out
+
+    def _own(self) -> Vocabulary:
+        return own_classes(self.base, len(self.base), self.config.stage.mode)
 
     def _prototype_words(self, model: DualDetector, classes: Sequence[int]) -> Vocabulary:
         flat = [pick for c in classes for pick in self.picks[c]]
@@ -133,7 +141,7 @@ class Validator:
         classes = self.ways[:: max(1, len(self.ways) // SHOWN_WAYS)][:SHOWN_WAYS] if self.compare else self.base
         holding = [r for r in self.store.records if set(classes) & set(r.labels.tolist())] or self.store.records
         shown = ImageStore(holding[:SHOWN], self.size)
-        words, supports = all_standard(self.base), []
+        words, supports = self._own(), []
         if self.compare:
             words, supports = self._prototype_words(model, classes), self._support_pictures(classes)
         queries = []
