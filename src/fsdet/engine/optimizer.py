@@ -15,8 +15,8 @@ NamedGroups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU; a named device must exist."""
+def choose_device(name: str, where: str = "run.device") -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; a named device must exist. `where`: what asked, for the message."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
             explain(
                 f"a {device.type} device that exists",
                 f"{name}, but this machine has none such",
-                "run.device",
+                where,
                 "use auto or cpu",
             )
         )

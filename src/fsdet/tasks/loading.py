@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fsdet.engine import checkpoint as checkpoints
-from fsdet.errors import CheckpointError, explain
+from fsdet.engine.optimizer import choose_device
+from fsdet.errors import CheckpointError, DataError, explain
 from fsdet.models.build import build_model
 from fsdet.models.detector import DualDetector
 
@@ -35,8 +34,13 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: str = "cpu") -> Trained:
-    """Raises CheckpointError when the file is missing, damaged, unsafe, or not of a few-shot detector."""
-    path = Path(path)
+    """The detector of a checkpoint on `device`: auto, cpu, mps, cuda or cuda:N.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or not of a few-shot detector.
+        ConfigError: no such device.
+    """
+    path, place = Path(path), choose_device(device, "--device")
     content = checkpoints.load(path)
     spec = content.get("spec")
     if not isinstance(spec, Mapping) or spec.get("task") != "fewshot" or "model" not in spec:
@@ -50,4 +54,13 @@ def load_trained(path: str | Path, device: str = "cpu") -> Trained:
         raise CheckpointError(explain("weights that fit the checkpoint's own spec", str(error)[:200], str(path),
                                       "the file was edited or damaged; use another checkpoint")) from error  # fmt: skip
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Trained(model.to(torch.device(device)).eval(), spec, path, digest)
+    return Trained(model.to(place).eval(), spec, path, digest)
+
+
+def data_of(trained: Trained) -> str:
+    """The data set a detector was trained on. Raises DataError when it is not there, seen from the current folder."""
+    path = str(trained.spec["data"])
+    if not Path(path).exists():
+        got = f"nothing at '{path}', seen from {Path.cwd()}"
+        raise DataError(explain("the data set it was trained on", got, str(trained.path), "name it with --data D"))
+    return path

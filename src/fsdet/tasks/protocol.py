@@ -21,7 +21,7 @@ from fsdet.evaluation.scorer import Scorer, fp_per_image
 from fsdet.models.build import model_sha256
 from fsdet.progress import track
 from fsdet.tasks.gallery import draw_gallery
-from fsdet.tasks.loading import Trained, load_trained
+from fsdet.tasks.loading import Trained, data_of, load_trained
 from fsdet.tasks.validation import dense_batches, detect_batch, shot_prototypes, without_classes
 from fsdet.types import Detections
 
@@ -123,7 +123,8 @@ def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> 
         raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", "bank",
                                 "register classes by the names that the data YAML lists under novel"))  # fmt: skip
     labels = [study.data.names.index(bank.names[i]) for i in known]
-    return {(min(len(t) for t in bank.instances), 0): _vocabulary(trained, study, bank.prototypes()[known], labels)}
+    prototypes = bank.prototypes()[known].to(trained.model.head.bias.device)
+    return {(min(len(t) for t in bank.instances), 0): _vocabulary(trained, study, prototypes, labels)}
 
 
 def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: Iterable[tuple[int, int]]) -> dict:
@@ -150,11 +151,11 @@ def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: It
 
 def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shots: Sequence[int] | None = None,
                         seeds: int | None = None, bank: Path | None = None, json_out: Path | None = None,
-                        setting: str | None = None, metric: str | None = None,
-                        split: str = "test") -> dict:  # fmt: skip
+                        setting: str | None = None, metric: str | None = None, split: str = "test",
+                        device: str = "cpu") -> dict:  # fmt: skip
     """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`."""
-    trained = load_trained(checkpoint)
-    loaded = sources.load(data or trained.spec["data"])
+    trained = load_trained(checkpoint, device)
+    loaded = sources.load(data or data_of(trained))
     study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
                   metric or "coco")  # fmt: skip
     return evaluate(trained, study, PrototypeBank.load(bank) if bank else None, json_out and Path(json_out))
