@@ -81,6 +81,7 @@ class EpisodeCfg(Section):
     shots: tuple[Count, Count] | Count = 5  # K, or [least, most] drawn per episode
     queries: Count = 16  # images per step, in every stage
     negatives: Share = 0.25  # share of queries without any of the N classes
+    disguise: Share = 0.0  # share of episodes in other colours and orientation, whose classes are therefore new
     per_epoch: Count | None = None  # None: training images / queries
 
 

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from fsdet.data.transforms import (
     GREY,
+    Disguise,
     Jitter,
     Sample,
     augment,
@@ -159,3 +160,18 @@ def test_a_box_mostly_under_the_paste_is_dropped():
     crop = rectangle(40, 40, (0, 0, 40, 40), label=9)
     out = paste(np.random.default_rng(0), canvas, crop, Jitter(), margin=0.0)
     assert out.labels.tolist() == [9]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_disguise_turns_boxes_with_their_pixels(turns):
+    sample = rectangle(64, 64, (5, 10, 25, 50))
+    change = Disguise((2, 0, 1), 40, turns)
+    np.testing.assert_allclose(change.boxes(sample.boxes, 64)[0], bright_extent(change.image(sample.image)))
+
+
+def test_a_disguise_changes_colours_alike_in_every_image():
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    change = Disguise((1, 0, 2), 0, 0)  # red becomes green
+    assert change.image(red)[0, 0].tolist() == [0, 200, 0]
+    assert (change.image(red) == change.image(red)).all() and red[0, 0, 0] == 200

@@ -127,3 +127,16 @@ def test_validation_sees_no_augmentation(settings):
     task = build_task(config, read_data(config), resume=True)[0]
     first, second = task.evaluate(task.model), task.evaluate(task.model)
     assert first == second and "val/base/AP50" in first and np.isfinite(first["val/fitness"])
+
+
+def test_a_disguised_episode_trains_its_ways_and_nothing_of_the_base_classes(settings):
+    config = settings(*EPISODIC, "episode.disguise=1.0", "episode.negatives=0")
+    task = build_task(config, read_data(config), resume=True)[0]
+    batch = task.batch(0)
+    plain = build_task(settings(*EPISODIC, "episode.negatives=0"), read_data(config), resume=True)[0].batch(0)
+    assert not torch.equal(batch.query, plain.query) and torch.equal(batch.targets.way_labels, plain.targets.way_labels)
+    task.model.train()
+    task.losses(batch).weighted["cls"].backward()
+    assert task.model.head.standard[0].weight.grad is None or not task.model.head.standard[0].weight.grad.any()
+    assert not task.model.head.proxies.grad.any()
+    assert task.model.head.embed[0].weight.grad.abs().sum() > 0

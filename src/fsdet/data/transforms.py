@@ -141,6 +141,37 @@ def augment(rng: np.random.Generator, samples: Sequence[Sample], jitter: Jitter,
     return replace(out, image=colour(rng, out.image, jitter))
 
 
+@dataclass(frozen=True)
+class Disguise:
+    """One change of looks for a whole episode: it turns known classes into classes nobody has seen.
+
+    channels: a permutation of RGB. hue: added, in OpenCV's half degrees. turns: counter-clockwise quarter turns.
+    """
+
+    channels: tuple[int, int, int]
+    hue: int
+    turns: int
+
+    @staticmethod
+    def draw(rng: np.random.Generator) -> "Disguise":
+        """Any of 6 permutations, 180 hues, 4 orientations."""
+        channels = tuple(int(c) for c in rng.permutation(3))
+        return Disguise(channels, int(rng.integers(180)), int(rng.integers(4)))  # type: ignore[arg-type]
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [S, S, 3] RGB in new colours and orientation."""
+        hsv = cv2.cvtColor(np.ascontiguousarray(image[..., list(self.channels)]), cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(np.int32) + self.hue) % 180
+        return np.ascontiguousarray(np.rot90(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), self.turns))
+
+    def boxes(self, boxes: np.ndarray, side: int) -> np.ndarray:
+        """[..., 4] xyxy px of an image of side x side px, turned with it."""
+        for _ in range(self.turns):
+            x0, y0, x1, y1 = np.moveaxis(boxes, -1, 0)
+            boxes = np.stack((y0, side - x1, y1, side - x0), -1)
+        return boxes
+
+
 def support_matrix(box: np.ndarray, size: int, factor: float = 1.0, shift: np.ndarray | None = None,
                    mirror: bool = False) -> np.ndarray:  # fmt: skip
     """2x3 matrix of a size x size window around `box` at native scale x `factor`, smaller where the box would not fit.

@@ -24,8 +24,9 @@ def unit(x: Tensor) -> Tensor:
 class Dense:
     """What the head says of an image before any prototype is known.
 
-    points [A, 2] px; strides [A]; box_logits [B, A, 4, R]; boxes [B, A, 4] px; embeddings [B, A, D] unit;
-    standard [B, A, C] logits. All but box_logits are float32. tower: the head's inputs, for the gradient probe.
+    points [A, 2] px; strides [A]; box_logits [B, A, 4, R]; boxes [B, A, 4] px, without gradient;
+    embeddings [B, A, D] unit; standard [B, A, C] logits. All but box_logits are float32.
+    features: the head's inputs, for the gradient probe.
     """
 
     points: Tensor
@@ -76,9 +77,11 @@ class DualHead(nn.Module):
         points, strides = anchor_points([x.shape[-2:] for x in pyramid.levels], pyramid.strides)
         points, strides = points.to(box[0].device), strides.to(box[0].device)
         logits = torch.cat(box, 1).unflatten(-1, (4, self.reg_max))
+        with torch.no_grad():  # assignment, pooling and NMS look at boxes; the loss decodes its few positives itself
+            boxes = decode(logits, points, strides)
         with torch.autocast(logits.device.type, enabled=False):
-            return Dense(points, strides, logits, decode(logits, points, strides), unit(torch.cat(embed, 1)),
-                         torch.cat(standard, 1).float(), pyramid.levels)  # fmt: skip
+            return Dense(points, strides, logits, boxes, unit(torch.cat(embed, 1)), torch.cat(standard, 1).float(),
+                         pyramid.levels)  # fmt: skip
 
     def scale(self) -> Tensor:
         """The cosine's temperature as a factor, at most 100."""

@@ -16,12 +16,12 @@ from fsdet.data.collate import collate
 from fsdet.data.episodes import BalancedPlanner, EpisodePlanner, EpisodeSettings, EpochPlanner
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
-from fsdet.data.transforms import Jitter, Sample, augment, paste, support_window
+from fsdet.data.transforms import Disguise, Jitter, Sample, augment, paste, support_window
 from fsdet.models.build import build_model, model_spec
 from fsdet.objective import MultiLoss, expected_initial
 from fsdet.pictures import plot_labels
 from fsdet.tasks import validation
-from fsdet.types import Episode, EpisodePlan, ImageRecord, LossReport
+from fsdet.types import BACKGROUND, Episode, EpisodePlan, ImageRecord, LossReport
 
 log = logging.getLogger("fsdet")
 WHOLE = 0.3  # of stage 3's images without a pasted crop: whole images of the shots
@@ -108,8 +108,17 @@ class FewshotTask:
             rng = np.random.default_rng((self.seed, 4, index, slot))
             windows.append(support_window(*self.store.instance(record, box), support_size, rng, self._support_jitter()))
             ways.append(way)
+        change = self._disguise(index) if plan.class_ids else None
+        if change is not None:
+            samples = [replace(s, image=change.image(s.image), boxes=change.boxes(s.boxes, size)) for s in samples]
+            windows = [(change.image(w), change.boxes(box, support_size)) for w, box in windows]
         ids = [self.store.records[q].image_id for q in plan.queries]
-        return collate(index, samples, ids, len(self.classes), size, windows, ways, plan.class_ids, support_size)
+        episode = collate(index, samples, ids, len(self.classes), size, windows, ways, plan.class_ids, support_size)
+        return episode if change is None else unnamed(episode)
+
+    def _disguise(self, index: int) -> Disguise | None:
+        rng = np.random.default_rng((self.seed, 6, index))
+        return Disguise.draw(rng) if rng.random() < self.config.episode.disguise else None
 
     def _support_jitter(self) -> Jitter:
         j = self.jitter
@@ -170,6 +179,18 @@ class FewshotTask:
                 "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
                 "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
                 "data": str(self.config.data.path)}  # fmt: skip
+
+
+def unnamed(episode: Episode) -> Episode:
+    """A disguised episode: its objects are of its N ways or of none; what it looks like says nothing of base classes.
+
+    Standard logits and proxies learn nothing from it, objects outside the ways stay true negatives of the ways.
+    """
+    t = episode.targets
+    hidden = replace(
+        t, base_labels=torch.full_like(t.base_labels, BACKGROUND), base_known=torch.zeros_like(t.base_known)
+    )
+    return replace(episode, targets=hidden)
 
 
 def training_records(data: DataSet, config: Config) -> list[ImageRecord]:
