@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from fsdet.cli._arguments import count, numbers
+from fsdet.command import typed
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -66,7 +67,8 @@ def _shots(args: argparse.Namespace) -> int:
     drawn.save(args.out)
     ks = ", ".join(map(str, drawn.ks))
     print(f"{args.out}: {ks} shots of {len(drawn.shots)} classes, seed {drawn.seed}, sha256 {drawn.sha256[:12]}")
-    print(f"next: fsdet train configs/stage_3.yaml data.shots={args.out}")
+    command = f"fsdet train configs/stage_3.yaml data.shots={args.out}"
+    print(f"next: {typed(command)}")
     return 0
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from fsdet import __version__
+from fsdet.command import typed
 from fsdet.errors import FsdetError, did_you_mean
 from fsdet.progress import log_to_console
 
@@ -20,8 +21,8 @@ VERBS = {
     "eval": "AP on base, novel and all classes, shots x seeds with intervals",
     "register": "make a prototype bank from a support folder, without training",
     "bank": "list, merge or prune prototype banks",
-    "predict": "detect in images, folders or a video",
-    "probe": "per-loss gradients of the first batch",
+    "predict": "detect in an image or a folder of images",
+    "probe": "per-loss gradients of the first batch, or of an incident",
     "check": "configuration, data, one dry step, memory",
     "data": "make, check and convert data sets, draw shots",
     "report": "where a run stands: curves, last evaluation, table",
@@ -42,7 +43,9 @@ class Parser(argparse.ArgumentParser):
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word for word in message.partition("unrecognized arguments: ")[2].split() if word.startswith("-")]
         hint = "".join(did_you_mean(word.partition("=")[0], known) for word in unknown[:1])
-        self.exit(2, f"error: {self.prog}: {message}.{hint} Next: {self.prog} --help\n")
+        usage = f"{self.prog} --help"
+        usage = typed(usage) if usage.startswith("fsdet ") else usage
+        self.exit(2, f"error: {self.prog}: {message}.{hint} Next: {usage}\n")
 
 
 def _overview() -> str:
@@ -53,7 +56,8 @@ def _overview() -> str:
 def _run_verb(argv: list[str]) -> int:
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
-        print(f"error: fsdet: unknown command '{verb}'.{did_you_mean(verb, VERBS)} Next: fsdet --help", file=sys.stderr)
+        hint = did_you_mean(verb, VERBS)
+        print(f"error: fsdet: unknown command '{verb}'.{hint} Next: {typed('fsdet --help')}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"fsdet.cli.{verb}")
     parser = Parser(prog=f"fsdet {verb}", description=VERBS[verb] + "\n\n" + (module.__doc__ or ""))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fsdet.cli._history import History, read_history
+from fsdet.command import typed
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -31,7 +32,8 @@ def draw_curves(folder: Path) -> Path | None:
 
 
 def _state(history: History) -> str:
-    ended = "finished" if history.finished else f"unfinished; next: fsdet train --resume {history.folder}"
+    resume = typed(f"fsdet train --resume {history.folder}")
+    ended = "finished" if history.finished else f"unfinished; next: {resume}"
     return f"{history.folder}: step {history.last_step}, {ended}"
 
 
@@ -46,7 +48,8 @@ def _evaluation(history: History) -> list[str]:
 def _table(folder: Path) -> list[str]:
     path = folder / "results.json"
     if not path.is_file():
-        return [f"next: fsdet eval {folder / 'best.pt'} --json {path}"]
+        command = f"fsdet eval {folder / 'best.pt'} --json {path}"
+        return [f"next: {typed(command)}"]
     from fsdet.evaluation.summary import read_results, table
 
     return ["", table([read_results(path)], [folder.name])]

@@ -9,6 +9,7 @@ from pathlib import Path
 from fsdet import config
 from fsdet.cli._arguments import existing, parse_with_overrides
 from fsdet.cli.report import draw_curves
+from fsdet.command import typed
 from fsdet.errors import UserError, explain
 
 ROOT = Path("checkpoints")
@@ -60,7 +61,7 @@ def _resumed(args: argparse.Namespace) -> config.Config:
 
 
 def _run_folder(path: Path) -> Path:
-    existing(path, "a run folder", "fsdet train CONFIG starts one")
+    existing(path, "a run folder", f"{typed('fsdet train CONFIG')} starts one")
     return path if path.is_dir() else path.parent  # a checkpoint stands for its run
 
 
@@ -74,5 +75,5 @@ def newest_unfinished(root: Path) -> Path:
 
     runs = [path.parent for path in root.glob("*/last.pt") if not is_finished(path.parent)]
     if not runs:
-        raise UserError(explain("an unfinished run to resume", "none", str(root), "fsdet train CONFIG"))
+        raise UserError(explain("an unfinished run to resume", "none", str(root), typed("fsdet train CONFIG")))
     return max(runs, key=lambda folder: (folder / "last.pt").stat().st_mtime)

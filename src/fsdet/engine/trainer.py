@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
 from fsdet.engine import checkpoint, folder, forensics, probe, records
 from fsdet.engine.ema import Ema
@@ -55,7 +56,7 @@ class Trainer:
         eval_every: epochs between evaluations, fractions allowed; 0 evaluates at the end only.
         resolved: the whole configuration as plain values, stored beside the run. folder: the run folder.
         resume: continue from the newest intact checkpoint of `folder`. exist_ok: a folder with one may be overwritten.
-        init_report: what `checkpoint.init_from` said, for the log. freeze: prefixes, or {epoch: prefixes}.
+        init_report: which weights were taken over, for the log; None: none. freeze: prefixes, or {epoch: prefixes}.
         freeze_norm: every BatchNorm in eval.
     Raises:
         ConfigError: the folder holds a run already, or a freeze prefix or group matches nothing.
@@ -297,7 +298,7 @@ class Trainer:
         self._save(wait=True)
         raise Stopped(
             f"stopped by signal {signum} after step {self.controller.step}; the state is saved.\n"
-            f"resume with: fsdet train --resume {self.folder}",
+            f"resume with: {typed(f'fsdet train --resume {self.folder}')}",
             signum,
         )
 
@@ -363,10 +364,11 @@ class Trainer:
 
     def _result(self) -> RunResult:
         best, position = self.folder / "best.pt", self.position
-        commands = (f"fsdet eval {best}", f"fsdet report {self.folder}")
+        commands = [f"fsdet eval {best}", f"fsdet report {self.folder}"]
         if self.logging.wandb.mode != "disabled":
-            commands += (f"python -m wandb leet {self.folder / 'wandb'}",)
-        return RunResult(self.folder, best, position.best, position.metrics, self.controller.step, commands)
+            commands.append(f"wandb leet {self.folder / 'wandb'}")
+        told = tuple(typed(command) for command in commands)
+        return RunResult(self.folder, best, position.best, position.metrics, self.controller.step, told)
 
 
 def _trains(parameter: torch.nn.Parameter) -> bool:

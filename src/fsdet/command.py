@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How a next command is told: as it can be pasted where the user stands, with or without an activated environment."""
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def typed(line: str) -> str:
+    """`fsdet ...` (or of another module) as `PYTHON -m fsdet ...`: this interpreter, relative below the folder."""
+    here, python = Path.cwd(), Path(sys.executable)
+    shown = python.relative_to(here) if python.is_relative_to(here) else python
+    module, _, rest = line.partition(" ")
+    return f"{shlex.quote(str(shown))} -m {module} {rest}".rstrip()
