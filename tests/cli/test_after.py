@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsdet.cli.main import main
+from fsdet.command import typed
 
 
 @pytest.fixture
@@ -48,6 +49,13 @@ def test_the_doctor_counts_rejections_and_asks_first_when_they_happened(epochs, 
     assert "bad_loss: replay it" in shown
 
 
+def test_the_doctor_takes_a_loss_scale_that_finds_its_place_for_no_rejection(folder, capsys):
+    write(folder, step(1, 1, "amp_backoff"), step(1, 1, "committed"), step(90, 2, "committed"))
+    assert main(["doctor", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert "run: 90 steps, none rejected, no red flag\namp_backoff 1: " in shown and "bf16" not in shown
+
+
 def test_the_doctor_names_incidents_flags_and_losses_of_the_first_batch(folder, capsys):
     place = folder / "incidents" / "step_2"
     place.mkdir(parents=True)
@@ -67,8 +75,8 @@ def test_report_draws_the_curves_and_names_the_next_command(folder, capsys):
     (folder / "results.csv").write_text("epoch,train/total\n1,3.0\n2,2.0\n")
     assert main(["report", "run"]) == 0
     shown = capsys.readouterr().out
-    assert "run: step 8, unfinished; next: fsdet train --resume run" in shown
-    assert "epoch 1: val/base/AP50 0.2500" in shown and "next: fsdet eval run/best.pt" in shown
+    assert f"run: step 8, unfinished; next: {typed('fsdet train --resume run')}" in shown
+    assert "epoch 1: val/base/AP50 0.2500" in shown and f"next: {typed('fsdet eval run/best.pt')}" in shown
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG") and "run/results.png" in shown
 
 

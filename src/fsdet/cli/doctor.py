@@ -4,6 +4,7 @@ Red flags, rejected steps and what to do about them, from the run's own files.""
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 from fsdet.cli._history import History, Row, read_history
@@ -21,8 +22,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the diagnosis."""
     history = read_history(args.run)
     parts = [_start(history), _rejections(history), _flags(history)]
-    lines = [line for part in parts for line in part]
-    print("\n".join(lines or [f"{args.run}: {history.last_step} steps, none rejected, no red flag"]))
+    lines = [line for part in parts for line in part] or [
+        f"{args.run}: {history.last_step} steps, none rejected, no red flag"
+    ]
+    print("\n".join([*lines, *_calibration(history)]))
     return 0
 
 
@@ -37,20 +40,25 @@ def _start(history: History) -> list[str]:
 
 def _rejections(history: History) -> list[str]:
     """Outcomes of rejected steps, when they happened, what to do, and the incidents."""
-    from fsdet.engine.guard import ADVICE
+    from fsdet.engine.guard import ADVICE, REJECTED
 
-    bad = [row for row in history.rows.get("step", []) if row["outcome"] != "committed"]
+    bad = [row for row in history.rows.get("step", []) if row["outcome"] in REJECTED]
     if not bad:
         return []
-    counts = history.outcomes
-    lines = [
-        f"rejected steps: {', '.join(f'{name} {n}' for name, n in counts.items() if name != 'committed')}, {when(bad)}"
-    ]
-    lines += [f"  {name}: {ADVICE[name]}" for name in counts if name in ADVICE]
+    counts = Counter(row["outcome"] for row in bad)
+    lines = [f"rejected steps: {', '.join(f'{name} {n}' for name, n in counts.items())}, {when(bad)}"]
+    lines += [f"  {name}: {ADVICE[name]}" for name in counts]
     for path in history.incidents[:SHOWN]:
         lines.append(f"  {path}: {_culprit(path)}")
     rest = len(history.incidents) - SHOWN
     return [*lines, f"  and {rest} more incidents"] if rest > 0 else lines
+
+
+def _calibration(history: History) -> list[str]:
+    """fp16 looking for its loss scale is no rejection; a scale that falls too low has a red flag of its own."""
+    count = history.outcomes["amp_backoff"]
+    told = f"amp_backoff {count}: fp16 lowered its loss scale; some of these are how it finds it, and no error"
+    return [told] if count else []
 
 
 def when(bad: list[Row]) -> str:

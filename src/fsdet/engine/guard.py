@@ -25,12 +25,12 @@ MEAN_STEPS = 20  # steps before that mean is trusted
 REJECTED = ("bad_input", "bad_loss", "bad_grad", "no_grad")
 ADVICE = {
     "bad_input": "look at the named images: `fsdet data check` reads every file and label",
-    "bad_loss": "replay it with `fsdet probe --incident`; in epoch 1 lower optim.lr or lengthen warm-up, "
-    "later look at the named images",
+    "bad_loss": "replay it with `fsdet probe --incident DIR`, a folder of incidents/; in epoch 1 lower optim.lr or "
+    "lengthen warm-up, later look at the named images",
     "bad_grad": "lower optim.lr or optim.clip_norm, or train with run.precision=fp32 to tell AMP from data",
     "no_grad": "nothing that trains received a gradient: check stage.freeze and that a loss weight is above 0",
-    "amp_backoff": "the loss scale fell below 1: activations overflow fp16, use run.precision=bf16 or fp32",
 }
+LOW_SCALE = "activations overflow fp16: use run.precision=bf16 or fp32"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class StepGuard:
         return [
             Flag(
                 "loss_scale",
-                f"loss scale {report.loss_scale:g} is below {self.limits.min_scale:g}; {ADVICE['amp_backoff']}",
+                f"loss scale {report.loss_scale:g} is below {self.limits.min_scale:g}; {LOW_SCALE}",
             )
         ]
 
@@ -153,9 +153,7 @@ class StepGuard:
         limits = self.limits
         rejected = [o for o in self.recent if o in REJECTED]
         if self.low_scale >= limits.max_low_scale:
-            return (
-                f"the loss scale stayed below {limits.min_scale:g} for {self.low_scale} steps. {ADVICE['amp_backoff']}"
-            )
+            return f"the loss scale stayed below {limits.min_scale:g} for {self.low_scale} steps. {LOW_SCALE}"
         if self.in_row >= limits.max_rejected_in_row:
             worst = self.recent[-1]
             return f"{self.in_row} steps in a row were rejected, the last one as {worst}. {ADVICE[worst]}"
