@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A small drawn set and a config that a step takes a moment on."""
 
+from pathlib import Path
+
 import pytest
 
-from fsdet import config
+from fsdet import config, tasks
 from fsdet.data.synthetic import draw_demo
 
 
@@ -14,14 +16,21 @@ def small_demo(tmp_path_factory):
     return draw_demo(out, sizes={"train": 48, "val": 6, "test": 8, "support": 24}, processes=1)
 
 
+def small(data: Path, folder: Path, *overrides: str) -> config.Config:
+    """A config of 96 px images and two steps."""
+    plain = [f"data.path={data}", f"run.dir={folder}", "run.threads=1", "data.image_size=96", "data.support_size=64",
+             "data.workers=0", "episode.queries=2", "optim.steps=2", "eval.every=0", "optim.warmup_epochs=0",
+             "model.embed_dim=16"]  # fmt: skip
+    return config.load(None, [*plain, *overrides])
+
+
 @pytest.fixture
 def settings(small_demo, tmp_path):
-    """Call with overrides: a config of 96 px images and two steps."""
+    """Call with overrides: a small config whose run folder is `run`."""
+    return lambda *overrides: small(small_demo, tmp_path / "run", *overrides)
 
-    def make(*overrides):
-        plain = [f"data.path={small_demo}", f"run.dir={tmp_path / 'run'}", "run.threads=1", "data.image_size=96",
-                 "data.support_size=64", "data.workers=0", "episode.queries=2", "optim.steps=2", "eval.every=0",
-                 "optim.warmup_epochs=0", "model.embed_dim=16"]  # fmt: skip
-        return config.load(None, [*plain, *overrides])
 
-    return make
+@pytest.fixture(scope="session")
+def best(small_demo, tmp_path_factory):
+    """best.pt of two steps of stage 1: its detections mean nothing, its prototypes are real ones."""
+    return tasks.build(small(small_demo, tmp_path_factory.mktemp("runs") / "one")).fit().best

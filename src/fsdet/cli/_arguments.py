@@ -8,6 +8,7 @@ from pathlib import Path
 from fsdet.errors import UserError, explain
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -42,6 +43,18 @@ def count(text: str) -> int:
     if len(values) != 1:
         raise argparse.ArgumentTypeError(f"expected one number, got '{text}'")
     return values[0]
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`; whether this machine has it is found out when it is used."""
+    told = "auto (default: the GPU when there is one), cpu, mps, cuda or cuda:N"
+    parser.add_argument("--device", type=_device, default="auto", metavar="D", help=told)
+
+
+def _device(text: str) -> str:
+    if not _DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, mps, cuda or cuda:N, got '{text}'")
+    return text
 
 
 def existing(path: Path, what: str, next_step: str) -> Path:

@@ -5,7 +5,7 @@ fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.js
 import argparse
 from pathlib import Path
 
-from fsdet.cli._arguments import count, existing, numbers
+from fsdet.cli._arguments import add_device, count, existing, numbers
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -17,7 +17,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--bank", type=Path, metavar="BANK", help="registered prototypes instead of draws")
     parser.add_argument("--setting", choices=("gfsod", "fsod"), help="all classes, or novel classes only")
     parser.add_argument("--metric", choices=("coco", "voc07"))
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write results.json here")
+    parser.add_argument("--split", default="test", metavar="NAME", help="split of the data YAML to look at (test)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write results.json here, and pictures beside it")
+    add_device(parser)
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print finished results.json files")
     args = parser.parse_args(argv)
     if (args.checkpoint is None) == (args.table is None):
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         json_out=args.json,
         setting=args.setting,
         metric=args.metric,
+        split=args.split,
+        device=args.device,
     )
     print(table([results], [_label(args.checkpoint)]))
     return 0

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from fsdet.cli._arguments import existing
+from fsdet.cli._arguments import add_device, existing
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -13,9 +13,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--support", type=Path, metavar="DIR", help="support/<class>/*.jpg: the classes to find")
     known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
-    parser.add_argument("--source", type=Path, required=True, metavar="IMAGE|DIR|VIDEO")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--source", type=Path, required=True, metavar="IMAGE|DIR", help="no videos")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="another folder than the source's")
     parser.add_argument("--conf", type=_share, default=0.25, metavar="P", help="least score drawn (.25)")
+    add_device(parser)
     return parser.parse_args(argv)
 
 
@@ -32,15 +33,20 @@ def _share(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Draw detections into --out; prints the summary."""
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
-    existing(args.source, "an image, a folder or a video", "check --source")
+    existing(args.source, "an image or a folder of images", "check --source")
     for path in (args.support, args.bank):
         if path is not None:
             existing(path, "the classes to find", "check --support or --bank")
     from fsdet.tasks import use
 
-    print(
-        use.predict(
-            args.checkpoint, support=args.support, bank=args.bank, source=args.source, out=args.out, conf=args.conf
-        )
+    summary = use.predict(
+        args.checkpoint,
+        support=args.support,
+        bank=args.bank,
+        source=args.source,
+        out=args.out,
+        conf=args.conf,
+        device=args.device,
     )
+    print(summary)
     return 0

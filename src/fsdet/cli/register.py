@@ -5,7 +5,8 @@ A support folder has one folder a class: support/<class>/*.jpg, the image being 
 import argparse
 from pathlib import Path
 
-from fsdet.cli._arguments import existing
+from fsdet.cli._arguments import add_device, existing
+from fsdet.command import typed
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -13,6 +14,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--support", type=Path, required=True, metavar="DIR", help="support/<class>/*.jpg")
     parser.add_argument("--out", type=Path, required=True, metavar="BANK")
+    add_device(parser)
     return parser.parse_args(argv)
 
 
@@ -22,8 +24,9 @@ def run(args: argparse.Namespace) -> int:
     existing(args.support, "a support folder", "put images into DIR/<class>/")
     from fsdet.tasks import use
 
-    bank = use.register(args.checkpoint, args.support, args.out)
+    bank = use.register(args.checkpoint, args.support, args.out, args.device)
     names = ", ".join(bank.names)
     print(f"{args.out}: {len(bank.names)} classes: {names}")
-    print(f"next: fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions")
+    command = f"fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions"
+    print(f"next: {typed(command)}")
     return 0

@@ -15,6 +15,7 @@ from fsdet.data.transforms import Sample, letterbox, resize_long
 from fsdet.detect.postprocess import NMS_IOU, select, to_original
 from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
+from fsdet.errors import DataError, explain
 from fsdet.models.build import model_sha256
 from fsdet.models.detector import DualDetector
 from fsdet.types import Detections, ImageRecord
@@ -46,12 +47,19 @@ class Predictor:
         return (*self.classes, *(n for n in self.bank.names if n not in self.classes))
 
     def register(self, name: str, records: Sequence[ImageRecord]) -> None:
-        """Add every instance in `records` (whatever its label) as a shot of class `name`."""
+        """Add every instance in `records` (whatever its label, crowds left out) as a shot of class `name`.
+
+        Raises:
+            DataError: there is none, or an image cannot be read.
+        """
         instances = []
         for record in records:
             image, factor = resize_long(read_rgb(record.path), self.image_size)
             sample = Sample(image, record.boxes * np.float32(factor), record.labels)
-            instances += [(sample, i) for i in range(len(record.boxes))]
+            instances += [(sample, i) for i in np.flatnonzero(~record.crowd).tolist()]
+        if not instances:
+            raise DataError(explain(f"an instance of '{name}'", "none that is not a crowd", "register",
+                                    "give an image with a box around one object"))  # fmt: skip
         rows = embed_instances(self.model, instances, self.support_size).cpu()
         self.bank = self.bank.merge(PrototypeBank((name,), (rows,), self.bank.model_sha256))
 

@@ -60,7 +60,7 @@ def load_trained(path: str | Path, device: str = "cpu") -> Trained:
 def data_of(trained: Trained) -> str:
     """The data set a detector was trained on. Raises DataError when it is not there, seen from the current folder."""
     path = str(trained.spec["data"])
-    if not Path(path).exists():
+    if not Path(path).expanduser().exists():
         got = f"nothing at '{path}', seen from {Path.cwd()}"
         raise DataError(explain("the data set it was trained on", got, str(trained.path), "name it with --data D"))
     return path

@@ -11,9 +11,9 @@ import numpy as np
 
 from fsdet.bank import PrototypeBank
 from fsdet.data import sources
-from fsdet.data.images import read_rgb
+from fsdet.data.images import is_image, read_rgb
 from fsdet.detect.predictor import Predictor
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, UserError, explain
 from fsdet.evaluation.summary import write_json
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
@@ -21,25 +21,25 @@ from fsdet.tasks.loading import load_trained
 from fsdet.types import Detections, ImageRecord
 
 log = logging.getLogger("fsdet")
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 BRANCHES = ("standard", "prototype")
 
 
-def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None) -> Predictor:
-    """The Predictor of a checkpoint."""
-    trained = load_trained(checkpoint)
+def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: str = "cpu") -> Predictor:
+    """The Predictor of a checkpoint, on cpu, cuda, cuda:N, mps or what `auto` finds."""
+    trained = load_trained(checkpoint, device)
     spec = trained.spec
     return Predictor(trained.model, trained.classes, spec["image_size"], spec["support_size"], bank,
                      base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
 
 
-def register(checkpoint: Path, support: Path, out: Path) -> PrototypeBank:
+def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu") -> PrototypeBank:
     """Every class of a support folder (support/<class>/*.jpg, boxes beside them or the whole image) into a bank file.
 
     Raises:
         DataError: the folder has no class or no readable image. CheckpointError: the checkpoint.
     """
-    predictor = predictor_of(checkpoint)
+    predictor = predictor_of(checkpoint, device=device)
     _register_folder(predictor, support)
     predictor.bank.save(out)
     return predictor.bank
@@ -58,24 +58,25 @@ def _only(record: ImageRecord, label: int) -> ImageRecord:
 
 
 def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
-            conf: float = 0.25) -> str:  # fmt: skip
+            conf: float = 0.25, device: str = "cpu") -> str:  # fmt: skip
     """Annotated copies of an image or a folder's images in `out`, and predictions.json; returns a summary.
 
     Raises:
-        DataError: nothing to look at, or an unreadable image.
+        DataError: nothing to look at, a video, or an unreadable image. UserError: `out` is no folder, or the source's.
     """
-    predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None)
+    paths = image_paths(source)
+    drawings = _drawings(paths, out)
+    predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device)
     if support:
         _register_folder(predictor, support)
-    paths = image_paths(source)
     out.mkdir(parents=True, exist_ok=True)
     rows, count = [], Counter()
-    for path in track(paths, "predict"):
+    for path, drawing in track(list(zip(paths, drawings, strict=True)), "predict"):
         image = read_rgb(path)
         found = predictor.predict(image, threshold=conf)
         rows += _coco_rows(found, path.name)
         count.update(predictor.names[i] for i in found.labels.tolist())
-        save_jpeg(out / f"{path.stem}.jpg", query_drawing(image, found, predictor.names))
+        save_jpeg(drawing, query_drawing(image, found, predictor.names))
     write_json(out / "predictions.json", {"names": list(predictor.names), "predictions": rows})
     seen = ", ".join(f"{n} {name}" for name, n in count.most_common(12)) or "nothing above the threshold"
     return f"{len(paths)} images, {len(rows)} detections ({seen}) -> {out}"
@@ -90,11 +91,37 @@ def query_drawing(image: np.ndarray, found: Detections, names: Sequence[str]) ->
 
 
 def image_paths(source: Path) -> list[Path]:
-    """`source` itself, or a folder's images by name. Raises DataError when there is none."""
-    paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGES)
+    """`source` itself, or a folder's images by name. Raises DataError when there is none, or when it is a video."""
+    wanted = "an image or a folder of images"
+    if source.is_file():
+        if source.suffix.lower() in VIDEOS:
+            raise DataError(explain(wanted, "a video", str(source), "write its frames into a folder and name that"))
+        return [source]
+    paths = sorted(p for p in source.iterdir() if is_image(p.name) and p.is_file())
     if not paths:
-        raise DataError(explain("an image or a folder of images", "no image", str(source), "check --source"))
+        raise DataError(explain(wanted, "no image", str(source), "check --source"))
     return paths
+
+
+def _drawings(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Where each image's annotated copy goes: STEM.jpg, and with its old suffix where two stems are the same.
+
+    Raises:
+        UserError: `out` is a file, or the folder that the images are in.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(explain("a folder", "a file", str(out), "name another --out"))
+    if out.resolve() in {path.parent.resolve() for path in paths}:
+        raise UserError(explain("a folder beside the images", "the images' own", str(out), "name another --out"))
+    taken: set[str] = set()
+    drawings = []
+    for path in paths:
+        name = path.stem
+        while name.casefold() in taken:
+            name = path.name if name == path.stem else f"{name}_"
+        taken.add(name.casefold())
+        drawings.append(out / f"{name}.jpg")
+    return drawings
 
 
 def _coco_rows(found: Detections, name: str) -> Sequence[dict]:

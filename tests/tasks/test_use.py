@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A trained checkpoint in use: register, predict by folder and by bank, and what is refused before anything is lost."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fsdet.bank import PrototypeBank
+from fsdet.cli.main import main
+from fsdet.data.sources import load, support_folder
+from fsdet.errors import ConfigError, DataError
+from fsdet.tasks.loading import load_trained
+from fsdet.tasks.protocol import evaluate_checkpoint
+from fsdet.tasks.use import predictor_of
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with support/<class>/ (the image, and an image with a box) and photos/ whose stems are the same."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("support/mug/1.png", "support/mug/2.png", "support/pen/1.png", "photos/a.png", "photos/a.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (80, 120, 3), np.uint8)).save(name)
+    Path("support/pen/1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    return tmp_path
+
+
+def test_register_then_predict_by_bank_is_the_same_as_predict_by_folder(best, place, capsys):
+    assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]) == 0
+    assert "my.bank: 2 classes: mug, pen" in capsys.readouterr().out
+    bank = PrototypeBank.load(Path("my.bank"))
+    assert [len(rows) for rows in bank.instances] == [2, 1]
+    torch.testing.assert_close(bank.prototypes().norm(dim=1), torch.ones(2))
+    known = {"--bank": "my.bank", "--support": "support"}
+    for flag, value in known.items():
+        argv = [str(best), flag, value, "--source", "photos", "--out", f"out{flag}", "--conf", "0", "--device", "cpu"]
+        assert main(["predict", *argv]) == 0
+    by_bank, by_folder = (json.loads(Path(f"out{flag}/predictions.json").read_text()) for flag in known)
+    assert by_bank == by_folder and by_bank["names"][-2:] == ["mug", "pen"]
+    assert {row["image"] for row in by_bank["predictions"]} == {"a.png", "a.jpg"}
+    assert {row["branch"] for row in by_bank["predictions"]} == {"standard", "prototype"}
+
+
+def test_images_of_one_stem_have_a_drawing_each(best, place):
+    assert main(["predict", str(best), "--source", "photos", "--out", "out", "--device", "cpu"]) == 0
+    assert {p.name for p in Path("out").iterdir()} == {"a.jpg", "a.png.jpg", "predictions.json"}
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "told"),
+    [
+        ("photos", "photos/../photos", "expected a folder beside the images, got the images' own"),
+        ("photos/a.png", "photos", "expected a folder beside the images, got the images' own"),
+        ("photos", "photos/a.png", "expected a folder, got a file"),
+        ("film.mp4", "out", "film.mp4: expected an image or a folder of images, got a video"),
+        ("support", "out", "support: expected an image or a folder of images, got no image"),
+    ],
+)
+def test_predict_refuses_before_it_writes(best, place, source, out, told, capsys):
+    Path("film.mp4").write_bytes(b"x")
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    assert main(["predict", str(best), "--source", source, "--out", out]) == 2
+    assert told in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
+def test_a_predictor_in_python_as_the_readme_has_it(best, place):
+    predictor = predictor_of(best)
+    names, records = support_folder("support")
+    for label, name in enumerate(names):
+        predictor.register(name, [r for r in records if label in r.labels])
+    found = predictor.predict("photos/a.png", threshold=0.0)
+    assert predictor.names[80:] == ("mug", "pen") and len(found)
+    assert (found.scores[:-1] >= found.scores[1:]).all() and found.boxes.isfinite().all()
+    height, width = 80, 120
+    assert (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all() and (found.boxes >= 0).all()
+
+
+def test_a_crowd_is_no_shot(best, place):
+    predictor = predictor_of(best)
+    _, records = support_folder("support")
+    one = records[0]
+    crowded = replace(one, boxes=np.concatenate((one.boxes, [[0, 0, 90, 70]])), labels=[0, 0], crowd=[False, True])
+    predictor.register("plain", [one])
+    predictor.register("crowded", [crowded])
+    assert [len(rows) for rows in predictor.bank.instances] == [1, 1]
+    torch.testing.assert_close(*predictor.bank.instances)
+    with pytest.raises(DataError, match="an instance of 'only', got none that is not a crowd"):
+        predictor.register("only", [replace(one, crowd=[True])])
+
+
+def test_a_bank_is_evaluated_where_its_weights_are(best, place, small_demo):
+    data = load(small_demo)
+    predictor = predictor_of(best)
+    for name in data.novel[:2]:
+        label = data.names.index(name)
+        shots = [r for r in data.split("support") if label in r.labels][:1]
+        predictor.register(name, [replace(r, boxes=r.boxes[r.labels == label], labels=r.labels[r.labels == label],
+                                          crowd=r.crowd[r.labels == label]) for r in shots])  # fmt: skip
+    predictor.bank.save(Path("demo.bank"))
+    results = evaluate_checkpoint(best, bank=Path("demo.bank"), split="val")
+    assert results["split"] == "val" and results["seeds"] == [0]
+
+
+def test_a_device_that_is_not_there_is_told_by_the_flag(best):
+    with pytest.raises(ConfigError, match=r"--device: expected a cuda device that exists"):
+        load_trained(best, "cuda:99")
+
+
+def test_a_data_set_that_is_not_where_it_was_says_to_name_it(best, tmp_path):
+    state = torch.load(best, weights_only=True)
+    state["spec"]["data"] = "datasets/gone/data.yaml"
+    torch.save(state, tmp_path / "moved.pt")
+    with pytest.raises(DataError, match=r"nothing at 'datasets/gone/data.yaml', seen from .*name it with --data"):
+        evaluate_checkpoint(tmp_path / "moved.pt")
