@@ -13,7 +13,7 @@ from fsdet.cli.main import main
 from fsdet.data import sources, synthetic
 from fsdet.data.shots import ShotFile
 from fsdet.evaluation import summary
-from fsdet.tasks import inspect, protocol, use
+from fsdet.tasks import incident, inspect, protocol, use
 
 SIZES = {"train": 6, "val": 4, "test": 4, "support": 60}
 
@@ -48,9 +48,11 @@ def test_eval_passes_its_flags_on_and_prints_the_table(checkpoint, monkeypatch, 
     monkeypatch.setattr(
         protocol, "evaluate_checkpoint", lambda path, **flags: seen.update(flags, path=path) or results()
     )
-    assert main(["eval", checkpoint, "--shots", "1,5", "--seeds", "2", "--setting", "fsod", "--json", "r.json"]) == 0
+    assert main(["eval", checkpoint, "--shots", "1,5", "--seeds", "2", "--setting", "fsod", "--json", "r.json",
+                 "--split", "val", "--device", "cpu"]) == 0  # fmt: skip
     assert seen == {"path": Path(checkpoint), "data": None, "shots": [1, 5], "seeds": 2, "bank": None,
-                    "json_out": Path("r.json"), "setting": "fsod", "metric": None}  # fmt: skip
+                    "json_out": Path("r.json"), "setting": "fsod", "metric": None, "split": "val",
+                    "device": "cpu"}  # fmt: skip
     assert "nAP50" in capsys.readouterr().out
 
 
@@ -67,21 +69,39 @@ def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoi
     Path("support").mkdir()
     Path("c.yaml").write_text("run: {seed: 4}", encoding="utf-8")
     bank = PrototypeBank(("cup", "fork"), (torch.ones(1, 4), torch.ones(2, 4)), "ab" * 32)
-    monkeypatch.setattr(use, "register", lambda checkpoint, support, out: bank)
+    monkeypatch.setattr(use, "register", lambda checkpoint, support, out, device: bank)
     monkeypatch.setattr(use, "predict", lambda checkpoint, **flags: f"{flags['conf']} of {flags['support']}")
     monkeypatch.setattr(inspect, "probe", lambda settings: f"probed {settings.run.seed}")
     monkeypatch.setattr(inspect, "check", lambda settings: f"checked {settings.run.seed}")
-    monkeypatch.setattr(inspect, "info", lambda path: f"about {path}")
+    monkeypatch.setattr(inspect, "about_checkpoint", lambda path: f"about {path}")
+    monkeypatch.setattr(incident, "replay", lambda folder, run, settings: f"{folder} of seed {settings.run.seed}")
+    Path("run/incidents/step_4").mkdir(parents=True)
+    Path("run/incidents/step_4/batch.pt").write_bytes(b"")
+    Path("run/config.yaml").write_text("run: {seed: 8}", encoding="utf-8")
     assert main(["register", checkpoint, "--support", "support", "--out", "my.bank"]) == 0
     assert "my.bank: 2 classes: cup, fork" in capsys.readouterr().out
     assert main(["predict", checkpoint, "--support", "support", "--source", ".", "--out", "o", "--conf", "0"]) == 0
     assert capsys.readouterr().out == "0.0 of support\n"
     for argv, told in (
         (["probe", "c.yaml", "run.seed=6"], "probed 6"),
+        (["probe", "--incident", "run/incidents/step_4"], "run/incidents/step_4 of seed 8"),
         (["check", "c.yaml"], "checked 4"),
         (["info", checkpoint], "about best.pt"),
     ):
         assert main(argv) == 0 and capsys.readouterr().out == told + "\n"
+
+
+def test_info_of_a_config_counts_parameters_for_its_classes_or_says_that_it_assumes_some(demo, checkpoint, capsys):
+    Path("c.yaml").write_text("model: {embed_dim: 16}", encoding="utf-8")
+    counts = []
+    for overrides in ([f"data.path={demo}"], [f"data.path={demo}", "stage.name=finetune"], ["data.path=gone.yaml"]):
+        assert main(["info", "c.yaml", *overrides]) == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+        parts = [float(line.split()[2]) for line in told[1:]]
+        assert parts[-1] == pytest.approx(sum(parts[:-1]), abs=0.02) and "of 50 M" in told[-1]
+        counts.append(told[0])
+    assert counts[0] == f"# yolov8n, 80 classes ({demo}), 640 px" and "96 classes" in counts[1]
+    assert counts[2] == "# yolov8n, 80 classes (assumed: there is no 'gone.yaml'), 640 px"
 
 
 def test_info_of_a_config_prints_every_key_resolved(checkpoint, capsys):

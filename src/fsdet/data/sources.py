@@ -83,32 +83,39 @@ def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = 
     if policy not in ("drop", "fail"):
         raise DataError(explain("drop or fail", repr(policy), "policy", "use one of them"))
     report = Report()
-    plan = _plan(Path(path).expanduser(), report)
-    root = Root(plan.root, report)
-    wanted = [split for split in plan.splits if splits is None or split in splits]
+    listed = plan(path, report)
+    root = Root(listed.root, report)
+    wanted = [split for split in listed.splits if splits is None or split in splits]
     cache: dict[Source | tuple, Table] = {}
     tables = {
-        split: [_table(source, split, plan, root, report, cache) for source in plan.splits[split]] for split in wanted
+        split: [_table(source, split, listed, root, report, cache) for source in listed.splits[split]]
+        for split in wanted
     }
     everything = [table for group in tables.values() for table in group]
-    base, novel = _classes(plan, everything, report, complete=splits is None)
+    base, novel = _classes(listed, everything, report, complete=splits is None)
     index = {name: number for number, name in enumerate((*base, *novel))}
     done: dict[int, list[ImageRecord]] = {}
     for table in everything:
         if id(table) not in done:
-            done[id(table)] = table.records(index, report, plan.exhaustive)
+            done[id(table)] = table.records(index, report, listed.exhaustive)
     if policy == "fail":
         report.raise_faults(str(path))
     records = {split: [record for table in group for record in done[id(table)]] for split, group in tables.items()}
     for split, found in records.items():
         if not found:
             raise DataError(
-                explain("at least one readable image", "none", f"{plan.file}: {split}", f"look at:\n{report}")
+                explain("at least one readable image", "none", f"{listed.file}: {split}", f"look at:\n{report}")
             )
     return DataSet(root.folder, base, novel, records, report, str(path))
 
 
-def _plan(path: Path, report: Report) -> DataYaml:
+def plan(path: str | Path, report: Report) -> DataYaml:
+    """What `load` would read: splits and lists of classes as they are written, no annotation opened.
+
+    Raises:
+        DataError: nothing there, or a data YAML that cannot be read.
+    """
+    path = Path(path).expanduser()
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 
-from fsdet import config as configs
 from fsdet.config import Config
+from fsdet.data import sources
 from fsdet.data.check import check as check_data
+from fsdet.data.report import Report
 from fsdet.engine import probe as gradient_probe
+from fsdet.models.build import build_model, model_spec
+from fsdet.models.detector import DualDetector
 from fsdet.tasks import build_task, read_data
-from fsdet.tasks.fewshot import FewshotTask
 from fsdet.tasks.loading import load_trained
 
 BUDGET = 50e6  # parameters
+USUAL_CLASSES = 80  # a model is counted for, when its data are not there to say
 
 
 def probe(config: Config) -> str:
@@ -50,7 +53,7 @@ def check(config: Config) -> str:
     losses.total.backward()
     seconds = time.perf_counter() - began
     norm = torch.nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
-    values = ", ".join(f"{k} {float(v):.4g}" for k, v in losses.raw.items())
+    values = ", ".join(f"{k} {float(torch.as_tensor(v).detach()):.4g}" for k, v in losses.raw.items())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     lines.append(
         f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB"
@@ -59,20 +62,38 @@ def check(config: Config) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def info(path: Path) -> str:
-    """What a config would build, or what a checkpoint holds: parameters per part and share of the budget."""
-    if path.suffix in (".yaml", ".yml"):
-        config = configs.load(path)
-        task = FewshotTask(config, read_data(config))
-        model, head = task.model, f"{path}: {len(task.classes)} classes, {config.data.image_size} px"
-    else:
-        trained = load_trained(path)
-        model, spec = trained.model, trained.spec
-        head = (f"{path}: stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
-                f"{len(spec['novel'])} novel classes, {spec['image_size']} px, {trained.sha256[:12]}")  # fmt: skip
+def about_checkpoint(path: Path) -> str:
+    """What a checkpoint holds: stage, classes, parameters per part and share of the budget."""
+    trained = load_trained(path)
+    spec = trained.spec
+    head = (f"{path}: stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
+            f"{len(spec['novel'])} novel classes, {spec['image_size']} px, {trained.sha256[:12]}")  # fmt: skip
+    return "\n".join([head, *_parameters(trained.model)])
+
+
+def about_config(config: Config) -> str:
+    """What a configuration would build, for the classes of its data where they are on disk."""
+    base, novel, where = _classes(config)
+    m, classes = config.model, base + novel if config.stage.name == "finetune" else base
+    spec = model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base)
+    head = f"{m.backbone}, {classes} classes ({where}), {config.data.image_size} px"
+    return "\n".join([head, *_parameters(build_model(spec))])
+
+
+def _classes(config: Config) -> tuple[int, int, str]:
+    """How many base and novel classes the data have, and who says so."""
+    path = config.data.path
+    if not path or not Path(path).expanduser().exists():
+        return USUAL_CLASSES, 0, f"assumed: there is no '{path}'" if path else "assumed: data.path is not set"
+    listed = sources.plan(path, Report())
+    if listed.base is not None:
+        return len(listed.base), len(listed.novel), path
+    data = sources.load(path)
+    return len(data.base), len(data.novel), path
+
+
+def _parameters(model: DualDetector) -> list[str]:
     counts = {name: sum(p.numel() for _, p in members) for name, members in model.groups().items()}
     total = sum(counts.values())
     rows = [f"  {name:<10}{n / 1e6:>8.2f} M" for name, n in counts.items()]
-    return "\n".join(
-        [head, *rows, f"  {'total':<10}{total / 1e6:>8.2f} M, {total / BUDGET:.0%} of {BUDGET / 1e6:.0f} M"]
-    )
+    return [*rows, f"  {'total':<10}{total / 1e6:>8.2f} M, {total / BUDGET:.0%} of {BUDGET / 1e6:.0f} M"]

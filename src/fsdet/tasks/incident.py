@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`fsdet probe --incident`: the batch of a rejected step once more, in float32, with weights of its run."""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsdet.config import Config
+from fsdet.engine import checkpoint as checkpoints
+from fsdet.engine import forensics
+from fsdet.engine import probe as gradient_probe
+from fsdet.engine.freezing import Freezer
+from fsdet.errors import CheckpointError, DataError, explain
+from fsdet.tasks import build_task, read_data
+from fsdet.tasks.fewshot import FewshotTask
+from fsdet.types import Episode, Targets
+
+CPU = torch.device("cpu")
+
+
+def replay(folder: Path, run: Path, config: Config) -> str:
+    """What is not finite when an incident's batch is run again, as lines to print.
+
+    Args:
+        folder: holds report.json and batch.pt. run: the run folder it is of. config: the run's own.
+    Raises:
+        DataError: the incident or the data set cannot be read. CheckpointError: the run's weights do not fit.
+    """
+    facts, batches = _read(folder)
+    lines = [f"{folder}: {facts['outcome']} at step {facts['step']}, epoch {facts['epoch']}; {facts['culprit']}"]
+    lines.append(f"images: {', '.join(facts['image_ids']) or 'unknown'}")
+    lost = [b for b in batches if "query" not in b]
+    lines += [f"batch {b['index']} could not be made: {b['reason']}" for b in lost]
+    if lost:
+        return "\n".join(lines)
+    task, origin = _task(run, config, facts["step"])
+    Freezer(task, config.stage.freeze, config.stage.freeze_norm).apply(facts["epoch"])
+    task.objective.train()
+    return "\n".join([*lines, f"weights: {origin}", *_verdict(task, [_episode(b) for b in batches])])
+
+
+def _verdict(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
+    """The losses of each micro-batch, and the first module, loss or parameter that is not finite."""
+    lines, trains = [], True
+    for batch in window:
+        report = task.losses(batch)
+        trains = trains and report.total.requires_grad
+        raw = ", ".join(f"{name} {float(torch.as_tensor(value).detach()):.4g}" for name, value in report.raw.items())
+        rows = gradient_probe.measure(report)
+        lines.append(gradient_probe.table(rows, {}) if rows else f"losses: {raw}")
+    if not trains:
+        return [*lines, "the losses depend on no parameter that trains: check stage.freeze and loss.weights"]
+    if module := forensics.first_bad_module(task, window, CPU):
+        lines.append(f"first output that is not finite: {module}")
+    named = [pair for members in task.param_groups().values() for pair in members]
+    if culprit := forensics.replay(task, window, CPU, named):
+        return [*lines, f"not finite in float32: {culprit}"]
+    return [*lines, "losses and gradients are finite in float32 with these weights: the reason was precision or the "
+            "weights of that moment"]  # fmt: skip
+
+
+def _read(folder: Path) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """(report.json, the micro-batches of batch.pt as plain values)."""
+    try:
+        facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        batches = torch.load(folder / "batch.pt", map_location=CPU, weights_only=True)
+        for key in ("outcome", "step", "epoch", "culprit", "image_ids"):
+            facts[key]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        got = f"{type(error).__name__} ({str(error).splitlines()[0][:160] if str(error) else ''})"
+        raise DataError(explain("an incident's report.json and batch.pt", got, str(folder),
+                                "name another folder of incidents/")) from error  # fmt: skip
+    return facts, batches
+
+
+def _task(run: Path, config: Config, step: int) -> tuple[FewshotTask, str]:
+    """The run's task with the weights saved nearest to `step`, and which those are."""
+    entries = checkpoints.read_manifest(run).get("files", {})
+    saved = {path: int(entries.get(path.name, {}).get("step", 0)) for path in checkpoints.candidates(run)}
+    task, _ = build_task(config, read_data(config), resume=bool(saved))
+    if not saved:
+        return task, "as the run started, for it has saved none"
+    path = min(saved, key=lambda p: abs(saved[p] - step))
+    state = checkpoints.load(path)
+    try:
+        task.model.load_state_dict(state["model"])
+        task.objective.load_state_dict(state["objective"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(explain("weights that fit the run's configuration and data", str(error)[:200], str(path),
+                                      "replay without overrides, on the data of the run")) from error  # fmt: skip
+    return task, f"{path.name} of step {state['step']}"
+
+
+def _episode(values: Mapping[str, Any]) -> Episode:
+    """A batch as it was, from the plain values of batch.pt."""
+    content = dict(values, targets=Targets(**values["targets"]), image_ids=tuple(values["image_ids"]))
+    return Episode(**content)
