@@ -91,16 +91,14 @@ else
     fi
 fi
 
-# One stage with everything that it needs: run_stage STAGE ARGUMENTS... Paths mean what they mean where the user stands.
-run_stage() {
-    local stage="$1" word words=()
-    shift
-    for word in "$@"; do
-        if [ "$PWD" != "$ROOT" ] && [ -e "$word" ]; then
-            word="$(cd "$(dirname "$word")" && pwd)/$(basename "$word")"
-        fi
-        words+=("$word")
-    done
+# From another folder: go to the checkout, and leave a note where the user stands, for the paths among the arguments.
+_enter_root() {
+    [ "$PWD" = "$ROOT" ] || export FSDET_STOOD="$PWD"
     cd "$ROOT"
-    exec "$PY" "$ROOT/scripts/run_stage.py" "$stage" ${words[@]+"${words[@]}"}
+}
+
+# One stage with everything that it needs: run_stage STAGE ARGUMENTS...
+run_stage() {
+    _enter_root
+    exec "$PY" "$ROOT/scripts/run_stage.py" "$@"
 }

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from train import DEMO, ROOT, Request, demo_missing, fsdet, guarded, translate  # the file beside this one
+from train import DEMO, ROOT, Request, default_config, demo_missing, fsdet, guarded, translate  # the file beside
 
 from fsdet import config as configs
 from fsdet import yaml_strict
+from fsdet.command import typed
 from fsdet.config import Config
-from fsdet.errors import ConfigError, UserError, explain
+from fsdet.errors import ConfigError, DataError, UserError, explain
 
 PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.threads=")  # overrides the stage before needs too
 FREE = ("run.dir", "run.device", "run.precision", "run.threads", "data.workers", "data.cache", "save", "log", "eval")
@@ -40,12 +41,15 @@ def call(part: str, *argv: object) -> None:
 
 def run_stage(request: Request) -> Path:
     """Bring a stage to its end and evaluate it; returns the run folder."""
-    source = request.config or ROOT / "configs" / "demo" / f"stage_{request.stage}.yaml"
+    source = request.config or default_config(request)
     if request.resume:
         request = replace(request, overrides=[*request.overrides, f"run.dir={_folder(request.resume)}"])
     config = configs.load(source, request.overrides)
     folder, name = Path(config.run.dir), f"train stage {request.stage}"
     _check_stage(config, request.stage, source)
+    lacking = _lacking(config) if request.stage > 1 else []
+    if lacking:
+        print(f"evaluation will be skipped: {config.data.path} has {', '.join(lacking)}", flush=True)
     if _finished(folder) and not request.exist_ok:
         _same_or_refuse(config, folder)
         print(f"{folder}: finished before, nothing to train")
@@ -56,7 +60,7 @@ def run_stage(request: Request) -> Path:
         if not resume:
             _stage_before(request, source, config)
         call(name, "train", _shown(source), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides)
-    if request.stage > 1:
+    if request.stage > 1 and not lacking:
         _evaluate(config, folder)
     return folder
 
@@ -80,6 +84,28 @@ def _check_stage(config: Config, stage: int, source: Path) -> None:
                 f"give a stage {stage} configuration, or use the script of that stage",
             )
         )
+
+
+def _lacking(config: Config) -> list[str]:
+    """What the data have not of what an evaluation needs; the demo set, drawn when it is missing, has it all.
+
+    Raises:
+        DataError: no data set, or not one that stage 3 can take its shots from.
+    """
+    if not config.data.path or demo_missing(config):
+        return []
+    from fsdet.data.report import Report
+    from fsdet.data.sources import plan
+
+    listed, finetune = plan(config.data.path, Report()), config.stage.name == "finetune"
+    missing = ["no novel classes"] if not listed.novel else []
+    if finetune and "support" not in listed.splits and not config.data.shots:
+        missing.append("no split support")
+    if finetune and missing:
+        wanted, cure = "novel classes and shots of them", "list novel: and support: in the data YAML, or set data.shots"
+        raise DataError(explain(wanted, ", ".join(missing), config.data.path, cure))
+    wanted = [config.eval.split] if finetune else ["support", config.eval.split]
+    return missing + [f"no split {split}" for split in dict.fromkeys(wanted) if split not in listed.splits]
 
 
 def _finished(folder: Path) -> bool:
@@ -140,7 +166,8 @@ def _evaluate(config: Config, folder: Path) -> None:
     call(
         f"evaluation of {folder.name}",
         *("eval", best, "--shots", shots, "--seeds", config.eval.seeds, "--json", results),
-        *("--setting", config.eval.setting, "--metric", config.eval.metric),
+        *("--setting", config.eval.setting, "--metric", config.eval.metric, "--split", config.eval.split),
+        *("--device", config.run.device),
     )
 
 
@@ -149,7 +176,7 @@ def _asked(config: Config, path: Path) -> bool:
     from fsdet.evaluation.summary import read_results
 
     found, asked = read_results(path), config.eval
-    if (found["setting"], found["metric"]) != (asked.setting, asked.metric):
+    if (found["setting"], found["metric"], found.get("split")) != (asked.setting, asked.metric, asked.split):
         return False
     draws = [int(k) for k in found["shots"]], len(found["seeds"])
     return config.stage.name == "finetune" or draws == (sorted(asked.shots), asked.seeds)
@@ -162,13 +189,11 @@ def closing(stage: int, folder: Path) -> str:
     if pictures:
         lines += ["", "pictures:", *(f"  {picture}" for picture in pictures)]
     following = {1: "./train_stage_2.sh", 2: "./scripts/train_stage_3.sh", 3: ""}[stage]
-    lines += ["", "next:", f"  {following}"] if following else ["", "next:"]
-    python = _shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(ROOT) else sys.executable
+    lines += ["", f"next, in {ROOT}:" if os.environ.get("FSDET_STOOD") else "next:"]
+    lines += [f"  {following}"] if following else []
     if stage > 1:
-        lines.append(
-            f"  {python} -m fsdet predict {folder}/best.pt --support support/ --source photos/ --out predictions"
-            "   # support/<class>/*.jpg: your classes"
-        )
+        predict = typed(f"fsdet predict {folder}/best.pt --support support/ --source photos/ --out predictions")
+        lines.append(f"  {predict}   # support/<class>/*.jpg: your classes")
     if (folder / "wandb").is_dir():
         lines.append("  ./scripts/dashboard.sh   # the run in a terminal")
     return "\n".join(lines)

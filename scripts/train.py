@@ -4,7 +4,8 @@
 
     python scripts/train.py --stage 2 --epochs 100 --n_way 4 --n_query 4 --lr 1e-4 --checkpoint C
 
-Without CONFIG it is configs/stage_N.yaml when --data_root names data, else configs/demo/stage_N.yaml on the demo set.
+Without CONFIG it is configs/stage_N.yaml when --data_root or data.path= names data, else configs/demo/stage_N.yaml on
+the demo set.
 `--n_way` and `--n-way` are the same flag.
 """
 
@@ -67,6 +68,8 @@ NO_EFFECT = {
     "--triplet-batch-size": "triplets are mined among the boxes of each batch; loss.pair_rows caps them",
 }
 DEMO = Path("datasets/demo")  # where the shipped configurations expect the demo set
+PATHS = ("data.path", "data.shots", "model.weights", "run.dir", "stage.init_from")  # keys whose value is a path
+JOINED = "# written by scripts/train.py from --data_root and --val_data_root\n"
 DEFAULT_TRIPLET = 0.2  # what --use_triplet means when no --triplet_weight is given
 
 
@@ -129,7 +132,8 @@ def translate(argv: Sequence[str], stage: int | None = None, prog: str = "script
     chosen = args.config or args.config_flag
     if args.resume and args.resume.endswith((".yaml", ".yml")) and chosen is None:  # `--resume CONFIG`
         chosen, request.resume = args.resume, ""
-    request.config = Path(chosen) if chosen else None
+    request.config = Path(from_here(chosen)) if chosen else None
+    request.resume = request.resume and from_here(request.resume)
     for flag, key in KEYS.items():
         value = getattr(args, flag[2:].replace("-", "_"))
         if value is not None:
@@ -142,9 +146,51 @@ def translate(argv: Sequence[str], stage: int | None = None, prog: str = "script
         if getattr(args, flag[2:].replace("-", "_")) is not None:
             request.notes.append(f"{flag} has no effect: {why}")
     if args.data_root or args.val_data_root:
-        request.overrides.append(f"data.path={data_path(args.data_root, args.val_data_root)}")
-    request.overrides += bare
+        roots = (root and Path(from_here(str(root))) for root in (args.data_root, args.val_data_root))
+        request.overrides.append(f"data.path={data_path(*roots)}")
+    request.overrides = [_placed(text) for text in [*request.overrides, *bare]]
+    _lower_min_lr(args, request)
     return request
+
+
+def _lower_min_lr(args: argparse.Namespace, request: Request) -> None:
+    """Older scripts knew no lowest rate: under an --lr below the configuration's it becomes a hundredth of --lr."""
+    source = request.config or default_config(request)
+    told = [text for text in request.overrides if text.startswith("optim.min_lr=")]
+    if args.lr is None or told or not source.is_file():
+        return
+    lowest = configs.load(source).optim.min_lr
+    try:
+        lr = float(args.lr)
+    except ValueError:
+        return  # the configuration says what is wrong with it
+    if lr < lowest:
+        request.overrides.append(f"optim.min_lr={lr / 100:g}")
+        request.notes.append(f"optim.min_lr is {lowest:g} in {source.name}: lowered to {lr / 100:g} for --lr {args.lr}")
+
+
+def from_here(path: str) -> str:
+    """A path as the user means it, who stood in $FSDET_STOOD when a shell script went to the checkout.
+
+    What exists where the user stood wins, then what exists in the checkout; what is nowhere is meant where they stood.
+    """
+    stood = os.environ.get("FSDET_STOOD")
+    if not stood or path in ("", "null") or path.startswith("~"):
+        return path
+    there = os.path.normpath(os.path.join(stood, path))
+    return path if not os.path.exists(there) and os.path.exists(path) else there
+
+
+def _placed(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}={from_here(value)}" if key in PATHS else override
+
+
+def default_config(request: Request) -> Path:
+    """Without CONFIG: the one for a GPU when the user names data, the demo's otherwise."""
+    own_data = any(text.startswith("data.path=") for text in request.overrides)
+    folder = ROOT / "configs" if own_data else ROOT / "configs" / "demo"
+    return folder / f"stage_{request.stage}.yaml"
 
 
 def _count_images(args: argparse.Namespace, request: Request) -> None:
@@ -171,10 +217,10 @@ def _whole(text: str, flag: str) -> int:
 
 
 def data_path(train: Path | None, val: Path | None) -> Path:
-    """What data.path is for --data_root and --val_data_root; two folders are joined by a small data YAML.
+    """What data.path is for --data_root and --val_data_root; two folders are joined by a small data YAML beside them.
 
     Raises:
-        UserError: a path does not exist, or only the validation data are given.
+        UserError: a path does not exist, only the validation data are given, or the YAML cannot be written.
     """
     if train is None:
         raise UserError(explain("--data_root beside --val_data_root", "none", "flags", "add --data_root"))
@@ -183,15 +229,10 @@ def data_path(train: Path | None, val: Path | None) -> Path:
             raise UserError(explain("a data YAML or folder", "nothing there", str(path), "check the path"))
     if val is None or val.resolve() == train.resolve():
         return train
-    from fsdet.data.datayaml import parse
-    from fsdet.data.guess import guess_layout
     from fsdet.data.report import Report
+    from fsdet.data.sources import plan
 
-    def plan(path: Path):
-        inside = path / "data.yaml" if path.is_dir() else path
-        return parse(inside, Report()) if inside.is_file() else guess_layout(path)
-
-    plans = {"train": plan(train), "val": plan(val)}
+    plans = {"train": plan(train, Report()), "val": plan(val, Report())}
     root = Path(os.path.commonpath([p.root.resolve() for p in plans.values()]))
     joined: dict = {"path": str(root)}
     for split, found in plans.items():
@@ -201,11 +242,23 @@ def data_path(train: Path | None, val: Path | None) -> Path:
     beside = train.parent / "data.yaml"  # class lists often lie one folder up
     first = plans["train"]
     if not (first.base or first.names) and beside.is_file():
-        first = parse(beside, Report())
+        first = plan(beside, Report())
     joined |= {key: list(value) for key in ("base", "novel", "names") if (value := getattr(first, key))}
     out = train.parent / f"{train.name}+{val.name}.yaml"
-    out.write_text(yaml_strict.dump(joined), encoding="utf-8")
+    _write_joined(out, JOINED + yaml_strict.dump(joined))
     return out
+
+
+def _write_joined(out: Path, text: str) -> None:
+    try:
+        if out.exists() and not out.read_text(encoding="utf-8").startswith(JOINED):
+            raise UserError(
+                explain("a file that this script wrote, or none", "another one", str(out), "rename it, or use it as "
+                        "--data_root")
+            )  # fmt: skip
+        out.write_text(text, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(explain("a data YAML to write", str(error), str(out), "write one by hand")) from error
 
 
 def _source(source, home: Path, root: Path) -> dict:
@@ -242,14 +295,12 @@ def demo_missing(config: configs.Config) -> bool:
 def train(argv: Sequence[str]) -> int:
     """Translate and hand over to `fsdet train`; draws the demo set when it is wanted and missing."""
     request = translate(argv)
-    own_data = any(text.startswith("data.path=") for text in request.overrides)
-    folder = ROOT / "configs" if own_data else ROOT / "configs" / "demo"
-    config = request.config or folder / f"stage_{request.stage}.yaml"
+    config = request.config or default_config(request)
     settings = configs.load(config, request.overrides)
     init = settings.stage.init_from
     if init and not Path(init).exists() and not any(t.startswith("stage.init_from=") for t in request.overrides):
         request.notes.append(f"{init} is missing and no --checkpoint is given: starting from scratch")
-        request.overrides.append("stage.init_from=")
+        request.overrides += ["stage.init_from=", "stage.freeze_norm=false"]
     for note in request.notes:
         print(f"note: {note}")
     print("fsdet train", os.path.relpath(config), *request.overrides, flush=True)

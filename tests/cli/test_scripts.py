@@ -4,6 +4,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def test_the_command_of_the_documents_means_what_its_users_mean(flags):
     assert (got.episode.ways, got.episode.queries) == (4, 16), "queries per episode = n_way x n_query"
     assert (got.loss.weights.dfl, got.stage.init_from) == (0.75, "checkpoints/stage1/best.pt")
     assert [note for note in request.notes if "--batch_size" in note]
+
+
+def test_a_rate_below_the_lowest_of_the_configuration_takes_it_along_and_says_so(flags):
+    lowest = config.load(DEMO_2).optim.min_lr
+    got, request = flags(f"--lr {lowest / 2}")
+    assert (got.optim.lr, got.optim.min_lr) == (lowest / 2, pytest.approx(lowest / 200))
+    assert "lowered" in request.notes[0]
+    got, request = flags(f"--lr {2 * lowest}")
+    assert got.optim.min_lr == lowest and request.notes == []
 
 
 ALL = {
@@ -128,7 +138,20 @@ def test_two_roots_become_one_data_set(scripts, tmp_path):
     (tmp_path / "d/data.yaml").write_text("train: train\nnames: [cup, fork]\nbase: [fork]\nnovel: [cup]\n")
     data = sources.load(scripts[0].data_path(*roots))
     assert (data.base, data.novel) == (("fork",), ("cup",)), "class lists one folder up are found"
+    ours = tmp_path / "d/train+val.yaml"
+    ours.write_text("train: mine\n")
+    with pytest.raises(UserError, match="expected a file that this script wrote, or none"):
+        scripts[0].data_path(*roots)
+    assert ours.read_text() == "train: mine\n"
     assert scripts[0].data_path(roots[0], None) == scripts[0].data_path(roots[0], roots[0]) == roots[0]
+
+
+def draw(**changes):
+    """The demo's data.yaml; a key of `changes` that is None is left out."""
+    keys = {split: f"{split}.json" for split in ("train", "val", "test", "support")}
+    keys |= {"base": ["cup"], "novel": ["mug"], **changes}
+    Path("datasets/demo").mkdir(parents=True)
+    Path("datasets/demo/data.yaml").write_text(json.dumps({k: v for k, v in keys.items() if v is not None}))
 
 
 class World:
@@ -144,8 +167,7 @@ class World:
     def __call__(self, argv):
         self.commands.append(argv)
         if argv[0] == "data":
-            Path("datasets/demo").mkdir(parents=True)
-            Path("datasets/demo/data.yaml").write_text("")
+            draw()
         if argv[0] == "train" and not self.code:
             settings = config.load(argv[1], [word for word in argv[2:] if "=" in word])
             leave(settings, finished=True)
@@ -157,8 +179,10 @@ class World:
         return [" ".join(command[:2]) if command[0] == "data" else command[0] for command in self.commands]
 
 
-RESULTS = {"setting": "gfsod", "metric": "coco", "tta": False, "checkpoint_sha256": "ab", "seeds": [0, 1, 2],
-           "standard": {}, "shots": {"1": {}, "5": {}}, "ms_per_image": 1.0}  # fmt: skip
+ASKED = config.load(DEMO_2).eval
+RESULTS = {"setting": "gfsod", "metric": "coco", "tta": False, "checkpoint_sha256": "ab", "split": "test",
+           "seeds": list(range(ASKED.seeds)), "standard": {}, "shots": {str(k): {} for k in ASKED.shots},
+           "ms_per_image": 1.0}  # fmt: skip
 
 
 def leave(settings, finished):
@@ -196,8 +220,7 @@ def test_from_nothing_stage_2_draws_data_trains_stage_1_then_2_and_evaluates(sta
 
 def test_a_stopped_run_is_resumed_and_a_finished_one_only_prints_its_table(stage, world):
     leave(config.load(DEMO_2), finished=False)
-    Path("datasets/demo").mkdir(parents=True)
-    Path("datasets/demo/data.yaml").write_text("")
+    draw()
     assert stage("2") == 0
     assert world.verbs() == ["train", "eval"] and "--resume" in world.commands[0]
     world.commands.clear()
@@ -212,11 +235,19 @@ def test_another_question_to_a_finished_run_is_evaluated_anew(stage, world):
     assert world.commands[0][:4] == ["eval", "checkpoints/stage2/best.pt", "--shots", "2"]
 
 
+def test_the_split_and_the_device_of_the_configuration_are_those_of_its_evaluation(stage, world):
+    leave(config.load(DEMO_2), finished=True)
+    Path("checkpoints/stage2/results.json").write_text(json.dumps(RESULTS))
+    assert stage("2", "eval.split=val", "run.device=cpu") == 0
+    asked = world.commands[0]
+    assert asked[0] == "eval" and asked[asked.index("--split") + 1] == "val" and asked[-2:] == ["--device", "cpu"]
+
+
 def test_a_finished_run_with_other_settings_is_not_passed_off_as_this_one(stage, world, capsys):
     leave(config.load(DEMO_2), finished=True)
-    assert stage("2", "optim.epochs=77") == 2
+    assert stage("2", "loss.weights.bbox=77") == 2
     told = capsys.readouterr().err
-    assert "optim.epochs 5.0 -> 77.0" in told.replace("'", "") and "--exist-ok" in told and world.commands == []
+    assert "loss.weights.bbox 7.5 -> 77.0" in told and "--exist-ok" in told and world.commands == []
 
 
 def test_exist_ok_makes_a_finished_run_anew_with_everything_that_it_needs(stage, world):
@@ -226,14 +257,51 @@ def test_exist_ok_makes_a_finished_run_anew_with_everything_that_it_needs(stage,
     assert "--exist-ok" in world.commands[2] and "--exist-ok" not in world.commands[1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"novel": None}, "no novel classes"),
+        ({"support": None}, "no split support"),
+        ({"test": None}, "no split test"),
+        ({"novel": None, "support": None, "test": None}, "no novel classes, no split support, no split test"),
+    ],
+)
+def test_data_that_cannot_be_evaluated_are_said_before_training_and_trained_on(changes, told, stage, world, capsys):
+    draw(**changes)
+    assert stage("2") == 0
+    assert world.verbs() == ["train", "train"]
+    shown = capsys.readouterr().out
+    said = f"evaluation will be skipped: datasets/demo/data.yaml has {told}\n"
+    assert said in shown and shown.index(said) < shown.index("== train")
+
+
+def test_stage_1_asks_for_nothing_but_its_base_classes(stage, world, capsys):
+    draw(novel=None, support=None, test=None)
+    assert stage("1") == 0
+    assert world.verbs() == ["train"] and "skipped" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "told"), [({"novel": None}, "no novel classes"), ({"support": None}, "no split")])
+def test_stage_3_without_shots_is_refused_before_the_stages_before_it_are_trained(changes, told, stage, world, capsys):
+    draw(**changes)
+    assert stage("3") == 2
+    assert f"expected novel classes and shots of them, got {told}" in capsys.readouterr().err and world.commands == []
+
+
+def test_stage_3_takes_the_shots_of_a_file_without_a_split_support(stage, world):
+    draw(support=None)
+    leave(config.load(DEMO_2), finished=True)
+    assert stage("3", "data.shots=shots.json") == 0
+    assert world.verbs() == ["train", "eval"]
+
+
 def test_a_failing_part_ends_the_script_with_its_code(stage, world):
     world.code = 143
     assert stage("1") == 143 and len(world.commands) == 1
 
 
 def test_a_missing_checkpoint_that_no_shipped_stage_makes_is_told(stage, world, capsys):
-    Path("datasets/demo").mkdir(parents=True)
-    Path("datasets/demo/data.yaml").write_text("")
+    draw()
     assert stage("2", "--checkpoint", "mine.pt") == 2
     assert "stage.init_from=mine.pt: expected a checkpoint, got no such file" in capsys.readouterr().err
 
@@ -243,9 +311,57 @@ def test_a_configuration_of_another_stage_is_told(stage, world, capsys):
     assert "expected stage.name episodic, got finetune" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "folder"), [([], "configs/demo"), (["--data_root", "mine"], "configs"), (["data.path=mine"], "configs")]
+)
+def test_without_config_both_scripts_take_the_demo_or_with_data_the_one_for_a_gpu(argv, folder, scripts, stage, world):
+    draw()
+    Path("datasets/demo").rename("mine")
+    assert stage("1", *argv) == 0
+    assert scripts[0].train(["--stage", "1", *argv, "--exist-ok"]) == 0
+    trained = [command for command in world.commands if command[0] == "train"]
+    assert [Path(command[1]).resolve() for command in trained] == [ROOT / folder / "stage_1.yaml"] * 2
+
+
+def test_paths_mean_what_they_mean_where_the_user_stands(scripts, monkeypatch, tmp_path):
+    """As if a shell script had come from `stood` to the checkout, here `root`."""
+    root, stood = tmp_path / "root", tmp_path / "stood"
+    for place, names in ((root, ["ours.yaml", "both.yaml"]), (stood, ["mine.yaml", "both.yaml"])):
+        place.mkdir()
+        for name in names:
+            (place / name).write_text("")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("FSDET_STOOD", str(stood))
+
+    def got(*argv):
+        request = scripts[0].translate(argv, 2)
+        return [str(request.config), request.resume, *request.overrides]
+
+    assert got("mine.yaml", "data.path=both.yaml", "run.dir=new") == [
+        f"{stood}/mine.yaml", None, f"data.path={stood}/both.yaml", f"run.dir={stood}/new"]  # fmt: skip
+    assert got("ours.yaml", "--checkpoint", "a.pt", "--resume", "../stood/r") == [
+        "ours.yaml", f"{tmp_path}/stood/r", f"stage.init_from={stood}/a.pt"]  # fmt: skip
+    for argv in (["--data_root=mine.yaml"], ["--data-root", "mine.yaml"]):
+        assert got("ours.yaml", *argv)[2:] == [f"data.path={stood}/mine.yaml"]
+    kept = ["stage.init_from=", "data.shots=null", "data.path=/whole", "model.backbone=both.yaml"]
+    assert got("ours.yaml", *kept)[2:] == kept
+
+
+def test_a_shell_script_tells_where_the_user_stands(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$PWD|$FSDET_STOOD|$*"\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "FSDET_PYTHON": str(python)}
+    for stood, told in ((tmp_path, str(tmp_path)), (ROOT, "")):
+        done = subprocess.run([ROOT / "train_stage_2.sh", "data.path=x y", "--debug"], cwd=stood, env=environment,
+                              capture_output=True, text=True, timeout=30)  # fmt: skip
+        assert done.stdout == f"{ROOT}|{told}|{ROOT}/scripts/run_stage.py 2 data.path=x y --debug\n", done.stderr
+
+
 def test_train_py_starts_from_scratch_without_a_checkpoint_and_says_so(scripts, world, capsys):
     assert scripts[0].train("--stage 2 --epochs 5 --n_way 2 --batch_size 16 --warmup_epochs 1".split()) == 0
     assert world.verbs() == ["data demo", "train"]
     settings = config.load(world.commands[1][1], world.commands[1][2:])
     assert (settings.stage.init_from, settings.episode.ways, settings.episode.queries) == (None, 2, 16)
+    assert not settings.stage.freeze_norm, "norms without statistics have to learn them"
     assert "starting from scratch" in capsys.readouterr().out
