@@ -27,6 +27,7 @@ from ultralytics import YOLO
 from fsdet.data import sources
 from fsdet.data.images import read_rgb
 from fsdet.data.shots import draw_shots
+from fsdet.detect.postprocess import NMS_IOU
 from fsdet.errors import FsdetError
 from fsdet.evaluation import summary
 from fsdet.evaluation.scorer import Scorer, fp_per_image
@@ -78,7 +79,9 @@ def detections(model: YOLO, records: list[ImageRecord], size: int) -> list[Detec
     out = []
     for record in records:
         image = cv2.cvtColor(read_rgb(record.path), cv2.COLOR_RGB2BGR)
-        boxes = model.predict(image, imgsz=size, conf=0.001, iou=0.7, max_det=100, verbose=False, device="cpu")[0].boxes
+        boxes = model.predict(image, imgsz=size, conf=0.001, iou=NMS_IOU, max_det=100, verbose=False, device="cpu")[
+            0
+        ].boxes
         labels = boxes.cls.long()
         out.append(Detections(boxes.xyxy.float().cpu(), boxes.conf.float().cpu(), labels.cpu(),
                               torch.zeros_like(labels, dtype=torch.uint8).cpu()))  # fmt: skip
@@ -142,7 +145,8 @@ def finetune(args: argparse.Namespace, data: sources.DataSet) -> dict:
                 images = write_yolo([*shots, *replay], folder / "train", data.names, paint)
                 val = write_yolo(test[:16], folder / "val", data.names)
                 freeze = 22 if args.head_only else None
-                model = train(YOLO(args.out / "base.pt"), data_yaml(folder, images, val, data.names), args, args.epochs,
+                epochs = args.steps * 16 / len([*shots, *replay])
+                model = train(YOLO(args.out / "base.pt"), data_yaml(folder, images, val, data.names), args, epochs,
                               optimizer="AdamW", lr0=args.lr, freeze=freeze)  # fmt: skip
                 found = detections(model, test, args.size)
             false = fp_per_image(test, found, novel_ids, 0.25)
@@ -170,7 +174,7 @@ def main() -> int:
     parser.add_argument("--backbone", default="yolov8n")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--images", type=int, default=28000)
-    parser.add_argument("--epochs", type=float, default=60)
+    parser.add_argument("--steps", type=int, default=600, help="batches of 16 in a fine-tuning")
     parser.add_argument("--optimizer", default="AdamW")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--shots", type=lambda s: [int(v) for v in s.split(",")], default=[1, 5])

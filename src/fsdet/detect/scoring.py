@@ -37,24 +37,20 @@ class Vocabulary:
 
 
 def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
-    """[B, A, T] probabilities in the order of `Vocabulary.columns`.
+    """[B, A, T] probabilities in the order of `Vocabulary.columns`: the sigmoid of each column by itself.
 
-    A support prototype competes: its sigmoid is multiplied by its share in a softmax over all prototypes and the
-    proxies of the base classes, registered namesakes left out. Without that, a place that looks a little like a
-    novel class and much like a base class is a false positive of the novel one (measured in docs/notebook.md).
+    Letting support prototypes compete with the base proxies in a softmax helps a model that has seen no episode
+    and costs one that has a point of nAP50 (docs/notebook.md).
     """
-    parts = []
+    parts, rows = [], []
     if words.standard:
         parts.append(dense.standard[..., list(words.standard)].sigmoid())
     if words.prototypes is not None and len(words.prototypes):
-        logits = model.head.similarity_logits(dense.embeddings, words.prototypes)
-        rivals = [i for i in range(len(model.head.proxies)) if i not in words.prototype_labels]
-        against = model.head.similarity_logits(dense.embeddings, unit(model.head.proxies[rivals]))
-        share = torch.cat((logits, against), -1).softmax(-1)[..., : len(words.prototypes)]
-        parts.append(logits.sigmoid() * share)
+        rows.append(words.prototypes)
     if words.proxies:
-        rows = unit(model.head.proxies[list(words.proxies)])
-        parts.append(model.head.similarity_logits(dense.embeddings, rows).sigmoid())
+        rows.append(unit(model.head.proxies[list(words.proxies)]))
+    if rows:
+        parts.append(model.head.similarity_logits(dense.embeddings, torch.cat(rows)).sigmoid())
     return torch.cat(parts, -1) if parts else dense.standard[..., :0]
 
 
