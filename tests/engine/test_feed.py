@@ -28,6 +28,13 @@ def test_order_and_content_do_not_depend_on_workers(workers, start, stop):
     assert torch.equal(state, torch.get_rng_state()), "the loader drew from the training's generator"
 
 
+def test_more_workers_than_cpus_are_as_many_as_cpus_and_say_so(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="fsdet")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert [Feed(ToyTask(), 0, 1, asked).workers for asked in (0, 3, 64)] == [0, 3, 3]
+    assert [r.message for r in caplog.records] == ["data.workers is 64, but there are 3 CPUs: 3 loader workers"]
+
+
 def test_without_a_stop_it_goes_on():
     endless = iter(Feed(ToyTask(), 10, None, 0))
     assert [next(endless).index for _ in range(4)] == [10, 11, 12, 13]

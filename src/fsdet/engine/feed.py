@@ -6,6 +6,7 @@
 
 import itertools
 import logging
+import os
 import signal
 import threading
 import traceback
@@ -70,12 +71,12 @@ class _Positions(Sampler):
 class Feed:
     """Iterate batches `start`, start + 1, ... up to `stop` (None: without end); `close` ends the workers.
 
-    workers: loader processes of one thread each; 0 makes batches in this process. A pool that dies or hangs is started
-    again at the same position, at most RESTARTS times in a row.
+    workers: loader processes of one thread each, at most one a CPU; 0 makes batches in this process. A pool that dies
+    or hangs is started again at the same position, at most RESTARTS times in a row.
     """
 
     def __init__(self, task: Task, start: int, stop: int | None, workers: int, pin: bool = False) -> None:
-        self.task, self.next, self.stop, self.workers, self.pin = task, start, stop, workers, pin
+        self.task, self.next, self.stop, self.workers, self.pin = task, start, stop, _at_most_cpus(workers), pin
         self._rows: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -128,6 +129,14 @@ class Feed:
     def close(self) -> None:
         """Drop the loader; its workers end."""
         self._rows = None
+
+
+def _at_most_cpus(workers: int) -> int:
+    """`workers`, or as many as this process may use CPUs: more of them wait for each other."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cpus:
+        log.info("data.workers is %d, but there are %d CPUs: %d loader workers", workers, cpus, cpus)
+    return min(workers, cpus)
 
 
 def _quiet_worker(worker: int) -> None:
