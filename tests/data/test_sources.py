@@ -125,6 +125,40 @@ def test_an_image_that_is_a_link_out_of_the_root_is_left_out(tmp_path):
     assert data.report.counts["path leaves the data root"] == 1
 
 
+def linked(root, link, target):
+    """A YOLO set whose images/ (or a part of it) is a link; what it links to, and every image that should be found."""
+    yolo(root)
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    place = root / "images"
+    if link == "images":
+        place.rename(root / target)
+        place.symlink_to(root / target)
+    else:
+        (root / target).mkdir(parents=True)
+        (place / "a.jpg").rename(root / target / "a.jpg")
+        (root / link).symlink_to(root / target)
+        (root / "labels" / Path(link).name).mkdir()
+        (root / "labels/a.txt").rename(root / "labels" / Path(link).name / "a.txt")
+    return data_yaml(root, train="images", names=list(NAMES))
+
+
+@pytest.mark.parametrize(("link", "target"), [("images", "pool/jpg"), ("images/extra", "pool/jpg")])
+def test_a_linked_folder_inside_the_root_is_read_with_the_labels_of_its_written_place(tmp_path, link, target):
+    data = sources.load(linked(tmp_path / "root", link, target))
+    assert sorted(record.path.name for record in data.split("train")) == ["a.jpg", "b.jpg"]
+    assert all(len(record.labels) for record in data.split("train")) and not len(data.report)
+
+
+def test_links_in_a_circle_end_and_links_out_of_the_root_are_reported_once(tmp_path):
+    yolo(tmp_path / "root")
+    yolo(tmp_path / "outside")
+    (tmp_path / "root/images/again").symlink_to(tmp_path / "root/images")
+    (tmp_path / "root/images/out").symlink_to(tmp_path / "outside/images")
+    data = sources.load(data_yaml(tmp_path / "root", train="images", names=list(NAMES)))
+    assert [record.path.name for record in data.split("train")] == ["a.jpg", "b.jpg"]
+    assert data.report.counts == {"path leaves the data root": 1} and "images/out" in str(data.report)
+
+
 def test_wrong_paths_get_advice(mixed):
     with pytest.raises(DataError, match="Did you mean 'voc'"):
         sources.load(data_yaml(mixed, train="vok", base=["cat", "dog"]))

@@ -18,6 +18,7 @@ class Root:
         self._prefix = str(self.folder).rstrip(os.sep) + os.sep
         self._listings: dict[str, dict[str, str]] = {}
         self._lower: dict[str, dict[str, str]] = {}
+        self._refused: set[str] = set()  # links to folders outside, reported once
 
     def show(self, path: str | Path) -> str:
         """The path as it is printed: relative to the root."""
@@ -36,14 +37,14 @@ class Root:
         """
         written = self.folder / text
         if self.contains(written):
-            path = Path(os.path.realpath(written))
+            path = self._as_written(written)
             if not path.exists():
                 raise DataError(explain("an existing file or folder", f"'{text}'", where, self._advice(path)))
             return path
         inside = self.folder.joinpath(*_without_dots(text)) if text.replace("\\", "/").startswith("../") else None
         if inside and not written.exists() and inside.exists() and self.contains(inside):
             self.report.add("path", where, f"'{text}' read as '{self.show(inside)}'")
-            return inside.resolve()
+            return self._as_written(inside)
         raise DataError(
             explain(
                 f"a path inside {self.folder}",
@@ -53,6 +54,12 @@ class Root:
             )
         )
 
+    def _as_written(self, path: Path) -> Path:
+        """The path with its links kept: labels lie beside the folder that was named. Where `..` crosses a link, or the
+        way in is a link from outside, it is resolved."""
+        plain, real = os.path.normpath(path), os.path.realpath(path)
+        return Path(plain if os.path.realpath(plain) == real and plain.startswith(self._prefix) else real)
+
     def files(self, folder: str | Path) -> dict[str, str]:
         """{file name: full path} of a folder, hidden files left out, links that leave the root reported."""
         key = str(folder)
@@ -61,10 +68,26 @@ class Root:
         return self._listings[key]
 
     def walk(self, folder: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
-        """(folder, its files) from `folder` downwards in sorted order; folders that are links are not entered."""
-        for here, folders, _ in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        """(folder, its files) from `folder` downwards in sorted order, each folder once.
+
+        Links to folders are followed inside the root; those that leave it are reported and left out.
+        """
+        seen = {os.path.realpath(folder)}
+        for here, folders, _ in os.walk(folder, followlinks=True):
+            folders[:] = [name for name in sorted(folders) if self._enters(os.path.join(here, name), seen)]
             yield here, self.files(here)
+
+    def _enters(self, folder: str, seen: set[str]) -> bool:
+        real = os.path.realpath(folder)
+        if os.path.basename(folder).startswith(".") or real in seen:
+            return False
+        seen.add(real)
+        if not self.contains(real):
+            if folder not in self._refused:
+                self.report.add("path leaves the data root", self.show(folder))
+            self._refused.add(folder)
+            return False
+        return True
 
     def find(self, folder: str | Path, name: str, where: str) -> str | None:
         """Full path of the file that an annotation in `folder` calls `name`, or None.
