@@ -38,7 +38,7 @@ class Run(Section):
     seed: int = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores, or 1 beside loader workers on a small machine
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: as torch chooses: a thread a core, or OMP_NUM_THREADS
     deterministic: bool = False
 
 
@@ -64,7 +64,6 @@ class Data(Section):
     cache: Literal["auto", "ram", "none"] = "auto"
     shots: str | None = None
     base_images: Literal["all", "no_novel"] = "all"
-    merge_shots: bool = True
     augment: Augment = Augment()
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from engine.toy import ToyTask
 from fsdet.engine import checkpoint
-from fsdet.engine.checkpoint import Writer, init_from, is_finished, load, newest, snapshot, write_durably
+from fsdet.engine.checkpoint import Writer, is_finished, load, newest, snapshot, write_durably
 from fsdet.errors import CheckpointError, RunFailed
 
 
@@ -181,27 +179,6 @@ def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkey
     assert newest(tmp_path)[1]["step"] == steps["last.pt"]
     writer.save(state(3), wait=True)
     assert newest(tmp_path)[1]["step"] == 3
-
-
-def test_init_from_reports_what_fitted_and_prefers_the_ema(tmp_path):
-    task, other = ToyTask(seed=1), ToyTask(seed=2)
-    other.model.head = nn.Linear(4, 7)
-    ema = {k: torch.full_like(v, 3) for k, v in task.model.state_dict().items()}
-    torch.save(
-        {**state(1), "model": task.model.state_dict(), "ema": {**ema, "old.weight": torch.ones(1)}}, tmp_path / "a.pt"
-    )
-    other.model.add_module("extra", nn.Linear(1, 1))
-    report = init_from(other.model, tmp_path / "a.pt")
-    assert "6 of 10 tensors fitted" in report
-    assert "not in the checkpoint (2): extra.weight, extra.bias" in report
-    assert "of another shape (2): head.weight [1, 4] -> [7, 4]" in report and "unused (1): old.weight" in report
-    assert other.model.backbone[0].weight.eq(3).all()
-
-
-def test_init_from_a_stranger_is_an_error(tmp_path):
-    torch.save(state(1), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="none fits"):
-        init_from(nn.Linear(2, 2), tmp_path / "a.pt")
 
 
 def test_a_durable_write_replaces_or_leaves(tmp_path):

@@ -208,43 +208,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
                 slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def init_from(model: nn.Module, path: str | Path) -> str:
-    """Copy weights (the EMA's when there are any) into `model` by name and shape; everything else starts anew.
-
-    Returns:
-        a report: how many tensors fitted, which stayed at their initial values, which had another shape.
-    Raises:
-        CheckpointError: nothing fitted, or `load` refused the file.
-    """
-    source = load(path)
-    weights = source["ema"] or source["model"]
-    own = model.state_dict()
-    fitted = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    mismatched = [
-        f"{k} {list(v.shape)} -> {list(own[k].shape)}"
-        for k, v in weights.items()
-        if k in own and own[k].shape != v.shape
-    ]
-    missing = [k for k in own if k not in weights]
-    unused = [k for k in weights if k not in own]
-    if not fitted:
-        raise CheckpointError(
-            explain(
-                f"tensors named like {next(iter(own), '-')!r}",
-                f"{len(weights)} tensors of which none fits",
-                str(path),
-                "initialise from a checkpoint of the same architecture",
-            )
-        )
-    model.load_state_dict(fitted, strict=False)
-    lines = [f"initialised from {path}: {len(fitted)} of {len(own)} tensors fitted"]
-    for title, names in (("not in the checkpoint", missing), ("of another shape", mismatched), ("unused", unused)):
-        if names:
-            more = f", ... {len(names) - 6} more" if len(names) > 6 else ""
-            lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{more}")
-    return "\n".join(lines)
-
-
 def write_durably(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a crash leaves the old or the new content, never a part."""
     tmp = path.with_name(f".{path.name}.tmp")
