@@ -126,6 +126,19 @@ def test_remainder_windows_are_used_and_end_with_their_epoch(tmp_path):
         (1, 2, 1), (2, 4, 1), (3, 5, 1), (4, 7, 2), (5, 9, 2), (6, 10, 2)]  # fmt: skip
 
 
+def test_a_run_that_ends_within_an_epoch_has_a_row_of_its_rest_with_the_last_evaluation(tmp_path):
+    def table():
+        found = csv.DictReader((tmp_path / "r/results.csv").read_text().splitlines())
+        return [(row["epoch"], row["step"], row["val/score"]) for row in found]
+
+    scores = [0.1, 0.2, 0.3, 0.4]
+    trainer(ToyTask(scores=scores), tmp_path / "r", changes={"epochs": None, "steps": 6}).fit()
+    assert table() == [("1", "5", "0.1"), ("2", "6", "0.2")]
+    longer = {"epochs": None, "steps": 10}
+    trainer(ToyTask(scores=scores[2:]), tmp_path / "r", resume=True, changes=longer).fit()
+    assert [row[:2] for row in table()] == [("1", "5"), ("2", "6"), ("2", "10")]
+
+
 def test_steps_count_committed_ones_and_replace_epochs(tmp_path):
     task = ToyTask(spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index in (1, 4) else r)
     result = trainer(task, tmp_path / "r", changes={"epochs": None, "steps": 7}).fit()

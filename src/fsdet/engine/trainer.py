@@ -289,6 +289,9 @@ class Trainer:
 
     def _finish(self) -> None:
         best = self.position.evaluated_batch != self.position.batch and self._evaluate()
+        if self.position.batch % self.task.batches_per_epoch:  # what an unfinished epoch came to is a row, too
+            self._end_epoch(self.epoch)
+            self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True
         self._save(best=best, wait=True)
         for command in self._result().next_commands:
