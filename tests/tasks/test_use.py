@@ -108,6 +108,14 @@ def test_a_bank_is_evaluated_where_its_weights_are(best, place, small_demo):
     assert results["split"] == "val" and results["seeds"] == [0]
 
 
+def test_a_trained_detector_is_its_average_where_the_run_kept_one(best, tmp_path):
+    state = torch.load(best, weights_only=True)
+    state["ema"] = {name: value + 1 for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "a.pt")
+    for name, value in load_trained(tmp_path / "a.pt").model.state_dict().items():
+        assert torch.equal(value, state["ema"][name]), name
+
+
 def test_a_device_that_is_not_there_is_told_by_the_flag(best):
     with pytest.raises(ConfigError, match=r"--device: expected a cuda device that exists"):
         load_trained(best, "cuda:99")
