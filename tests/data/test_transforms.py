@@ -38,6 +38,20 @@ def bright_extent(image):
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_mirrored_or_shifted_image_stays_exactly_under_its_boxes(mirror):
+    matrix = np.array([[-1.0, 0, 125], [0, 1, 3]]) if mirror else np.array([[1.0, 0, 7], [0, 1, 3]])
+    out = warp(rectangle(), matrix, 160)
+    assert out.boxes[0].tolist() == bright_extent(out.image).tolist()
+
+
+def test_doubling_covers_exactly_the_doubled_box():
+    out = warp(rectangle(), np.array([[2.0, 0, -20], [0, 2, 0]]), 160)
+    np.testing.assert_allclose(out.boxes[0], bright_extent(out.image), atol=1.0)
+    centre = (out.boxes[0, :2] + out.boxes[0, 2:]) / 2
+    np.testing.assert_allclose(centre, (bright_extent(out.image)[:2] + bright_extent(out.image)[2:]) / 2, atol=0.01)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_affine_moves_the_box_with_its_pixels(seed):
     rng = np.random.default_rng(seed)
@@ -79,7 +93,7 @@ def test_mosaic_puts_each_tiles_box_on_its_own_pixels(seed):
     out = mosaic(np.random.default_rng(seed), tiles, Jitter(scale=0.3, translate=0.1, flip=0.5), 96)
     assert len(out.boxes)
     for box, label in zip(out.boxes, out.labels, strict=True):
-        x0, y0, x1, y1 = np.round([*box, 2, 2, -2, -2]).astype(int)
+        x0, y0, x1, y1 = np.round(box + np.array([2, 2, -2, -2])).astype(int)
         inner = out.image[y0:y1, x0:x1]
         assert (np.abs(inner.astype(int) - shades[label]) <= 2).mean() > 0.98
 
