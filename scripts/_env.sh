@@ -8,7 +8,7 @@ VENV="$ROOT/.venv"
 # The package sets these as well; they are here for every other tool that a script starts.
 export YOLO_OFFLINE="${YOLO_OFFLINE:-true}" YOLO_AUTOINSTALL="${YOLO_AUTOINSTALL:-false}"
 export YOLO_CONFIG_DIR="${YOLO_CONFIG_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/fsdet}"
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 _fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 _say() { printf '%s\n' "$*" >&2; }
