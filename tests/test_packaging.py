@@ -48,6 +48,7 @@ def test_importing_the_package_sets_the_switches_and_loads_nothing_heavy():
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": "/somewhere/fsdet",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "1000",
     }
 
 
