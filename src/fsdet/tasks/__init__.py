@@ -29,7 +29,7 @@ def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Tr
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
-    task.warm(config.run.threads or torch.get_num_threads())
+    task.batches.warm(config.run.threads or torch.get_num_threads())
     return Trainer(task, run=config.run, optim=config.optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
                    folder=Path(config.run.dir), freeze=config.stage.freeze, freeze_norm=config.stage.freeze_norm,

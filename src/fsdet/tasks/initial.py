@@ -82,7 +82,7 @@ def from_stage(task: FewshotTask, trained: Trained) -> str:
     lines = [f"init_from {trained.path}: {len(fits)} of {len(own)} tensors fitted"]
     if fresh:
         lines.append(f"  {len(fresh)} start fresh ({_few(fresh)})")
-    if task.shots and not trained.finetuned:
+    if task.batches.shots and not trained.finetuned:
         lines.append("  " + _novel_rows(task, trained))
     elif grown:
         lines.append(f"  {len(grown)} grew by the novel classes ({_few(grown)})")
@@ -93,11 +93,11 @@ def from_stage(task: FewshotTask, trained: Trained) -> str:
 def _novel_rows(task: FewshotTask, trained: Trained) -> str:
     """Novel proxies start as the prototypes of their shots; novel standard logits at the prior, without preference."""
     base = len(trained.classes)
-    picks = [(i, j) for _, i, j in task.shots]
+    picks = [(i, j) for _, i, j in task.batches.shots]
     rows: dict[int, list[int]] = {}
-    for row, (c, _, _) in enumerate(task.shots):
+    for row, (c, _, _) in enumerate(task.batches.shots):
         rows.setdefault(c, []).append(row)
-    store: ImageStore = task.shot_store
+    store: ImageStore = task.batches.shot_store
     embeddings = embed_instances(trained.model, (store.instance(*p) for p in picks), task.config.data.support_size)
     order = sorted(rows)
     most = max(len(r) for r in rows.values())
