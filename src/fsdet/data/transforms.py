@@ -80,7 +80,7 @@ def warp(sample: Sample, matrix: np.ndarray, size: int, canvas: np.ndarray | Non
     """`sample` under an affine 2x3 matrix on a size x size canvas (grey, or drawn onto the one given).
 
     Boxes live on pixel edges, OpenCV counts pixel centres: without the half pixel a mirrored image is one px off its
-    boxes, which costs a tenth of AP and no AP50.
+    boxes.
     """
     canvas = np.full((size, size, 3), GREY, np.uint8) if canvas is None else canvas
     centres = matrix.copy()
