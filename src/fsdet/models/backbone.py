@@ -4,6 +4,7 @@
 import contextlib
 import io
 import logging
+import pickle  # for the name of its error alone
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Image.open = _pil_open  # ultralytics replaces it with one that pip-installs plu
 log = logging.getLogger("fsdet")
 ConvBlock = ul_modules.Conv  # Conv2d without bias, BatchNorm, SiLU
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # what the YAML's own layers use
+DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError)  # as torch tells it
 BACKBONES = tuple(f"{family}{size}" for family in ("yolov8", "yolo11") for size in "nsmlx")
 
 
@@ -102,9 +104,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
         with torch.serialization.safe_globals([_layer_class(name, path) for name in needed]):
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError, EOFError for damage
+    except DAMAGE as error:
         cure = f"fetch the file again ({str(error).splitlines()[0][:120]})"
         raise CheckpointError(explain("a readable torch file", type(error).__name__, str(path), cure)) from error
     if isinstance(content, Mapping):
