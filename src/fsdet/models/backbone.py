@@ -24,7 +24,15 @@ Image.open = _pil_open  # ultralytics replaces it with one that pip-installs plu
 log = logging.getLogger("fsdet")
 ConvBlock = ul_modules.Conv  # Conv2d without bias, BatchNorm, SiLU
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # what the YAML's own layers use
-DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError)  # as torch tells it
+DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+)  # as torch tells it
 BACKBONES = tuple(f"{family}{size}" for family in ("yolov8", "yolo11") for size in "nsmlx")
 
 
