@@ -116,12 +116,15 @@ class Loss(Section):
 
 
 class Optim(Section):
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.01
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    lr: Positive = 0.01  # with muon: of everything but convolution kernels, which SGD moves
     min_lr: NonNegative = 1e-4
     lr_scale: dict[str, NonNegative] = {}
     momentum: Share = 0.9  # SGD momentum, AdamW beta1
     weight_decay: NonNegative = 5e-4
+    muon_lr: Positive = 0.02  # of convolution kernels: the length of a step of each direction of each kernel
+    muon_momentum: Share = 0.95
+    muon_decay: NonNegative = 0.0  # decoupled, of convolution kernels
     clip_norm: NonNegative | dict[int, NonNegative] = 10.0  # 0: no clipping; {epoch (from 1): norm}
     accumulate: Count = 1
     epochs: Positive | None = 100

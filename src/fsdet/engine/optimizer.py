@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fsdet.config import Optim
+from fsdet.engine.muon import Muon
 from fsdet.errors import ConfigError, did_you_mean, explain
 
 NO_DECAY_NAMES = ("bias", "scale", "temperature", "logit_scale", "log_temperature", "gamma", "beta")
@@ -53,7 +54,9 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(groups: NamedGroups, optim: Optim) -> list[dict]:
-    """One optimizer group per (task group, decayed or not), built once; each knows its `group` and base LR.
+    """One optimizer group per task group and kind of parameter, built once; each knows its `group` and base LR.
+
+    Kinds: with muon the convolution kernels (`orthogonal`), then the decayed and the undecayed others.
 
     Raises:
         ConfigError: a key of optim.lr_scale is no group of the task. ValueError: a parameter is in two groups.
@@ -70,21 +73,30 @@ def parameter_groups(groups: NamedGroups, optim: Optim) -> list[dict]:
             )
     out, seen = [], set()
     for group, members in groups.items():
-        lr = optim.lr * optim.lr_scale.get(group, 1.0)
-        for decayed in (True, False):
-            chosen = [p for n, p in members if is_decayed(n, p) == decayed]
+        scale = optim.lr_scale.get(group, 1.0)
+        kinds: dict[str, list[nn.Parameter]] = {"kernel": [], "decayed": [], "plain": []}
+        for name, parameter in members:
+            kernel = optim.name == "muon" and parameter.ndim == 4
+            kinds["kernel" if kernel else "decayed" if is_decayed(name, parameter) else "plain"].append(parameter)
+        for kind, chosen in kinds.items():
             if any(id(p) in seen for p in chosen):
                 raise ValueError(f"a parameter of group {group!r} is listed twice")
             seen.update(id(p) for p in chosen)
             if chosen:
-                decay = optim.weight_decay if decayed else 0.0
-                out.append({"params": chosen, "group": group, "base_lr": lr, "lr": lr, "weight_decay": decay})
+                lr = scale * (optim.muon_lr if kind == "kernel" else optim.lr)
+                decay = {"kernel": optim.muon_decay, "decayed": optim.weight_decay, "plain": 0.0}[kind]
+                named = {"name": group if kind != "kernel" else f"{group}_kernels", "orthogonal": kind == "kernel"}
+                out.append({"params": chosen, "group": group, "base_lr": lr, "lr": lr, "weight_decay": decay, **named})
     return out
 
 
 def build_optimizer(groups: NamedGroups, optim: Optim) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW, fused where this device and torch have it."""
+    """SGD with Nesterov momentum, AdamW (fused where this device and torch have it), or Muon with SGD."""
     params = parameter_groups(groups, optim)
+    if optim.name == "muon":
+        for group in params:
+            group["momentum"] = optim.muon_momentum if group["orthogonal"] else optim.momentum
+        return Muon(params)
     if optim.name == "sgd":
         kind, options = torch.optim.SGD, {"momentum": optim.momentum, "nesterov": optim.momentum > 0}
     else:
@@ -96,7 +108,7 @@ def build_optimizer(groups: NamedGroups, optim: Optim) -> torch.optim.Optimizer:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Give every group its base LR times `factor`; returns {task group: LR}."""
+    """Give every group its base LR times `factor`; returns {task group: LR}, and {task group}_kernels with muon."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return {group["group"]: group["lr"] for group in optimizer.param_groups}
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -282,7 +282,7 @@ class Trainer:
         position, step = self.position, self.controller.step
         means = position.close_epoch(epoch)
         fresh = position.metrics if position.evaluated_batch == position.batch else {}
-        rates = {f"lr/{g['group']}": g["lr"] for g in self.optimizer.param_groups}
+        rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
         shown = " ".join(f"{k.removeprefix('train/')} {v:.4f}" for k, v in means.items()) or "no step committed"
         summary = f"epoch {epoch}: step {step}/{self.total_steps} {shown} | {self.guard.summary()}"
         self.log.epoch({**means, **fresh, **rates}, step, epoch, position.batch, summary)
