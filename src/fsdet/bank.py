@@ -2,7 +2,6 @@
 """PrototypeBank: registered classes as all their instance embeddings, in one safetensors file with the model's hash."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fsdet.errors import CheckpointError, ShapeError, UserError, did_you_mean, explain
+from fsdet.files import write_durably
 
 FORMAT = "fsdet-bank-1"
 
@@ -68,24 +68,14 @@ class PrototypeBank:
                                           "register the classes again with fsdet register"))  # fmt: skip
 
     def save(self, path: Path) -> Path:
-        """Write all at once (temporary file, fsync, rename)."""
+        """Write all at once; makes the folder."""
         tensors = {f"instances.{i}": t.detach().float().cpu().clone() for i, t in enumerate(self.instances)}
         header = {
             "format": FORMAT,
             "names": json.dumps(self.names, ensure_ascii=False),
             "model_sha256": self.model_sha256,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with partial.open("wb") as file:
-                file.write(save(tensors, header))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return write_durably(path, save(tensors, header))
 
     @staticmethod
     def load(path: Path) -> "PrototypeBank":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fsdet.engine import checkpoint
-from fsdet.engine.checkpoint import Writer, is_finished, load, newest, snapshot, write_durably
+from fsdet.engine.checkpoint import Writer, is_finished, load, newest, snapshot
 from fsdet.errors import CheckpointError, RunFailed
 
 
@@ -179,13 +179,6 @@ def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkey
     assert newest(tmp_path)[1]["step"] == steps["last.pt"]
     writer.save(state(3), wait=True)
     assert newest(tmp_path)[1]["step"] == 3
-
-
-def test_a_durable_write_replaces_or_leaves(tmp_path):
-    path = tmp_path / "file"
-    write_durably(path, b"one")
-    write_durably(path, b"two")
-    assert path.read_bytes() == b"two" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_generators_are_restored():

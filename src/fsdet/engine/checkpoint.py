@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdet.errors import CheckpointError, RunFailed, explain
+from fsdet.files import write_durably
 
 log = logging.getLogger("fsdet")
 FORMAT = 1
@@ -206,31 +206,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         for name, value in slots.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a crash leaves the old or the new content, never a part."""
-    tmp = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(tmp, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except OSError:
-        tmp.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Writer:

@@ -11,6 +11,7 @@ import torch
 from fsdet import yaml_strict
 from fsdet.engine import checkpoint, records
 from fsdet.errors import ConfigError, explain
+from fsdet.files import write_durably
 
 
 def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
@@ -26,7 +27,7 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_durably(probe, b"")
+        write_durably(probe, b"")
         probe.unlink()
     except OSError as error:
         raise ConfigError(explain("a folder to write to", str(error), str(folder), "choose another run.dir")) from error
@@ -41,5 +42,5 @@ def clear(folder: Path) -> None:
 def describe(folder: Path, resolved: Mapping[str, Any], device: torch.device, precision: str) -> None:
     """Write config.yaml and environment.json."""
     content = json.dumps(records.environment(device, precision), indent=1)
-    checkpoint.write_durably(folder / "environment.json", content.encode())
-    checkpoint.write_durably(folder / "config.yaml", yaml_strict.dump(dict(resolved)).encode())
+    write_durably(folder / "environment.json", content.encode())
+    write_durably(folder / "config.yaml", yaml_strict.dump(dict(resolved)).encode())

@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 import torch
 
-from fsdet.engine.checkpoint import write_durably
 from fsdet.engine.guard import jsonable
+from fsdet.files import write_durably
 from fsdet.types import StepReport
 
 log = logging.getLogger("fsdet")

@@ -3,7 +3,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from fsdet.errors import DataError, ShapeError, explain
 from fsdet.evaluation.scorer import Scores
+from fsdet.files import write_durably
 
 FIGURES = ("nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "fp_per_image", "recall")
 STAMPS = ("setting", "metric", "tta")  # results that differ in one of these are not comparable
@@ -120,19 +120,8 @@ def results_json(
 
 def write_json(path: str | Path, value: object) -> Path:
     """Write `value` durably and all at once; nan and inf become null, which every JSON reader knows."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(_plain(value), file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return write_durably(Path(path), text.encode())
 
 
 def read_results(path: str | Path) -> dict:

@@ -2,7 +2,7 @@
 """Boxes and their labels on one image."""
 
 import colorsys
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fsdet.errors import ShapeError
+from fsdet.files import write_durably
 
 Colour = tuple[int, int, int]
 TRUTH: Colour = (40, 220, 80)  # no class colour comes near it
@@ -93,13 +94,9 @@ def draw_detections(
 
 def save_jpeg(path: str | Path, image: np.ndarray | Image.Image, quality: int = 90) -> Path:
     """Write uint8 [H, W, 3] RGB as JPEG, all at once; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(partial, format="JPEG", quality=quality, subsampling=0)
-    os.replace(partial, path)
-    return path
+    picture, buffer = image if isinstance(image, Image.Image) else Image.fromarray(image), io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return write_durably(Path(path), buffer.getvalue())
 
 
 @lru_cache(maxsize=16)

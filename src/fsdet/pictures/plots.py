@@ -2,8 +2,8 @@
 """Curves and counts as PNG files. matplotlib is imported when the first one is drawn, without pyplot or a window."""
 
 import csv
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fsdet.errors import DataError, ShapeError, explain
+from fsdet.files import write_durably
 from fsdet.pictures.drawing import colour
 
 if TYPE_CHECKING:
@@ -241,8 +242,6 @@ def _save(figure: "Figure", out: str | Path) -> Path:
     for axes in figure.axes:
         if not axes.has_data():
             axes.set_visible(False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.tmp")
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, out)
-    return out
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return write_durably(out, buffer.getvalue())
