@@ -169,21 +169,22 @@ def _lower_min_lr(args: argparse.Namespace, request: Request) -> None:
         request.notes.append(f"optim.min_lr is {lowest:g} in {source.name}: lowered to {lr / 100:g} for --lr {args.lr}")
 
 
-def from_here(path: str) -> str:
+def from_here(path: str, made: bool = False) -> str:
     """A path as the user means it, who stood in $FSDET_STOOD when a shell script went to the checkout.
 
-    What exists where the user stood wins, then what exists in the checkout; what is nowhere is meant where they stood.
+    What exists where the user stood wins, then what exists in the checkout; what is nowhere is meant where they stood,
+    and so is what will be `made`: an older run of the checkout is not what somebody elsewhere names.
     """
     stood = os.environ.get("FSDET_STOOD")
     if not stood or path in ("", "null") or path.startswith("~"):
         return path
     there = os.path.normpath(os.path.join(stood, path))
-    return path if not os.path.exists(there) and os.path.exists(path) else there
+    return path if not made and not os.path.exists(there) and os.path.exists(path) else there
 
 
 def _placed(override: str) -> str:
     key, _, value = override.partition("=")
-    return f"{key}={from_here(value)}" if key in PATHS else override
+    return f"{key}={from_here(value, made=key == 'run.dir')}" if key in PATHS else override
 
 
 def default_config(request: Request) -> Path:

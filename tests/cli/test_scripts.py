@@ -341,6 +341,7 @@ def test_paths_mean_what_they_mean_where_the_user_stands(scripts, monkeypatch, t
         "ours.yaml", f"{tmp_path}/stood/r", f"stage.init_from={stood}/a.pt"]  # fmt: skip
     for argv in (["--data_root=mine.yaml"], ["--data-root", "mine.yaml"]):
         assert got("ours.yaml", *argv)[2:] == [f"data.path={stood}/mine.yaml"]
+    assert got("ours.yaml", "run.dir=ours.yaml")[2:] == [f"run.dir={stood}/ours.yaml"]
     kept = ["stage.init_from=", "data.shots=null", "data.path=/whole", "model.backbone=both.yaml"]
     assert got("ours.yaml", *kept)[2:] == kept
 
