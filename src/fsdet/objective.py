@@ -4,7 +4,6 @@
 No other place reduces, weighs or masks a loss. A term with weight 0 is not evaluated.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -258,18 +257,6 @@ class MultiLoss(nn.Module):
             rows = triplet_loss(z, pairs.label, self.triplet_margin, self.triplet_mining, back)
             terms["triplet"] = _mean(rows, pairs.image[triplet_rows(pairs.label, len(back))])
         return terms
-
-
-def expected_initial(num_classes: int, reg_max: int, *, anchors: int = 0, prior: float = 0.01) -> dict[str, float]:
-    """What raw losses should be on the first batch of a fresh model.
-
-    dfl: ln R, uniform bins. cls, when `anchors` (of the whole batch) is given: every column at the prior and a
-    normaliser of 1, which is its upper bound while boxes still overlap little.
-    """
-    values = {"dfl": math.log(reg_max)}
-    if anchors:
-        values["cls"] = -anchors * num_classes * math.log1p(-prior)
-    return values
 
 
 def _one_of(key: str, word: str, choices: Mapping | tuple) -> None:

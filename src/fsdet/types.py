@@ -254,8 +254,11 @@ class Task(Protocol):
         """Forward and losses of a batch that is already on the device, in the precision the caller has set."""
         ...
 
-    def expected_initial(self) -> Mapping[str, float]:
-        """{loss: its expected raw value at initialisation}, for the first-batch table; not every loss has one."""
+    def expected_initial(self, report: LossReport) -> Mapping[str, float]:
+        """{loss: its expected raw value at initialisation}, for the first-batch table; not every loss has one.
+
+        report: of the first batch; what it was divided by decides some of the values.
+        """
         ...
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:

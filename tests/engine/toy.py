@@ -90,7 +90,7 @@ class ToyTask:
                             batch.image_ids)  # fmt: skip
         return self.spoil(batch, report) if self.spoil else report
 
-    def expected_initial(self) -> Mapping[str, float]:
+    def expected_initial(self, report: LossReport) -> Mapping[str, float]:
         return {"bbox": 1.0}
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:

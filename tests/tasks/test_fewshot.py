@@ -140,3 +140,25 @@ def test_a_disguised_episode_trains_its_ways_and_nothing_of_the_base_classes(set
     assert task.model.head.standard[0].weight.grad is None or not task.model.head.standard[0].weight.grad.any()
     assert not task.model.head.proxies.grad.any()
     assert task.model.head.embed[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mode", ["dual", "standard", "prototype"])
+def test_a_fresh_models_first_batch_costs_what_is_expected(settings, mode):
+    """The formula knows priors and points only; the batch is real. Levels weigh differently by batch: hence 15 %."""
+    config = settings(f"stage.mode={mode}", "episode.queries=8", "model.embed_dim=128", "loss.weights.supcon=0.1",
+                      "loss.weights.triplet=0.1", "loss.weights.cpe=0.1")  # fmt: skip
+    task = build_task(config, read_data(config), resume=True)[0]
+    with torch.no_grad():
+        report = task.losses(task.batch(0))
+    expected = task.expected_initial(report)
+    assert float(report.raw["cls"]) == pytest.approx(expected["cls"], rel=0.15)
+    for name in expected.keys() & report.raw.keys() - {"cls"}:
+        value = float(report.raw[name])
+        assert expected[name] / 2 <= value <= 2 * expected[name] or (name == "cpe" and not report.rows["cpe"])
+    assert set(expected) == {"bbox", "cls", "dfl", "supcon", "cpe", "triplet"}
+
+
+def test_nothing_is_expected_of_a_trained_model(settings):
+    config = settings(*EPISODIC)
+    task = build_task(config, read_data(config), resume=True)[0]
+    assert task.expected_initial(task.losses(task.batch(0))) == {}

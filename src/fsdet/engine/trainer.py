@@ -99,6 +99,7 @@ class Trainer:
             self._load()
         self._saved_at, self._saved_step, self._whole = time.monotonic(), self.controller.step, True
         self._probed: list[probe.ProbeRow] = []
+        self._expected: Mapping[str, float] = {}
 
     def _prepare_torch(self, run: Run) -> None:
         if run.threads:
@@ -203,6 +204,8 @@ class Trainer:
 
     def _observe(self, report: LossReport) -> None:
         self._probed = probe.measure(report)
+        fresh = not self.position.probed and not self.init_report
+        self._expected = self.task.expected_initial(report) if fresh else {}
 
     def _watch(self, named: forensics.Named) -> None:
         self.log.debug(self.controller.step, records.gradient_block(*forensics.gradient_norms(named)))
@@ -238,9 +241,8 @@ class Trainer:
     def _tell_probe(self, report: StepReport, epoch: int) -> list[Flag]:
         rows, self._probed = self._probed, []
         first, self.position.probed = not self.position.probed, True
-        expected = self.task.expected_initial() if first and not self.init_report else {}
-        self.log.probe(rows, probe.table(rows, expected), report.step, epoch, self.position.batch)
-        return probe.flags(rows, expected) if first else []
+        self.log.probe(rows, probe.table(rows, self._expected), report.step, epoch, self.position.batch)
+        return probe.flags(rows, self._expected) if first else []
 
     def _boundary(self) -> None:
         """What is due between two steps: evaluation, the epoch's row, a save. Also what a stopped run still owes."""

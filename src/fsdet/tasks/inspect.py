@@ -27,7 +27,7 @@ def probe(config: Config) -> str:
     task.model.train()
     task.objective.train()
     report = task.losses(task.batch(0))
-    expected = task.expected_initial() if not config.stage.init_from else {}
+    expected = task.expected_initial(report) if not config.stage.init_from else {}
     rows = gradient_probe.measure(report)
     worst = max(rows, key=lambda r: r.norm, default=None)
     lines = [gradient_probe.table(rows, expected)]
