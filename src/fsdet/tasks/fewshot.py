@@ -30,6 +30,12 @@ def loss_of(config: Config) -> MultiLoss:
                      triplet_mining=loss.triplet_mining, pair_rows=loss.pair_rows, mode=config.stage.mode)  # fmt: skip
 
 
+def spec_of(config: Config, classes: int, base: int) -> dict[str, Any]:
+    """The plain spec of a config's model with `classes` columns, of which `base` are base classes."""
+    m = config.model
+    return model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base)
+
+
 class FewshotTask:
     """What a training step means for the dual-head detector; satisfies `types.Task`.
 
@@ -45,10 +51,8 @@ class FewshotTask:
         self.config, self.data, self.seed = config, data, config.run.seed
         self.finetune = config.stage.name == "finetune"
         self.classes = data.names if self.finetune else data.base
-        m = config.model
         torch.manual_seed(self.seed)
-        self.spec = model_spec(m.backbone, m.levels, len(self.classes), m.embed_dim, m.reg_max, m.support, m.proxies,
-                               len(data.base))  # fmt: skip
+        self.spec = spec_of(config, len(self.classes), len(data.base))
         self.model = build_model(self.spec)
         self.objective = loss_of(config)
         self.batches = Batches(config, data, len(self.classes), shots or {}, shot_split)

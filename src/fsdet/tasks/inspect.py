@@ -12,9 +12,10 @@ from fsdet.data import sources
 from fsdet.data.check import check as check_data
 from fsdet.data.report import Report
 from fsdet.engine import probe as gradient_probe
-from fsdet.models.build import build_model, model_spec
+from fsdet.models.build import build_model
 from fsdet.models.detector import DualDetector
 from fsdet.tasks import build_task, read_data
+from fsdet.tasks.fewshot import spec_of
 from fsdet.tasks.loading import load_trained
 
 BUDGET = 50e6  # parameters
@@ -74,10 +75,9 @@ def about_checkpoint(path: Path) -> str:
 def about_config(config: Config) -> str:
     """What a configuration would build, for the classes of its data where they are on disk."""
     base, novel, where = _classes(config)
-    m, classes = config.model, base + novel if config.stage.name == "finetune" else base
-    spec = model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base)
-    head = f"{m.backbone}, {classes} classes ({where}), {config.data.image_size} px"
-    return "\n".join([head, *_parameters(build_model(spec))])
+    classes = base + novel if config.stage.name == "finetune" else base
+    head = f"{config.model.backbone}, {classes} classes ({where}), {config.data.image_size} px"
+    return "\n".join([head, *_parameters(build_model(spec_of(config, classes, base)))])
 
 
 def _classes(config: Config) -> tuple[int, int, str]:
