@@ -26,6 +26,12 @@ def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Tr
     data = read_data(config)
     task, report = build_task(config, data, resume=resume)
     log.info("%s", data.report)
+    return trainer_of(config, task, report, resume=resume, exist_ok=exist_ok)
+
+
+def trainer_of(config: Config, task: FewshotTask, report: str | None, *, resume: bool = False,
+               exist_ok: bool = False) -> Trainer:  # fmt: skip
+    """The Trainer of an initialised task; report: what was initialised from where."""
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`register --adapt`: new classes become columns of the detector, the old ones stay, and what cannot be is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fsdet.cli.main import main
+from fsdet.data.sources import load
+from fsdet.errors import CheckpointError, DataError
+from fsdet.tasks.adapt import adapt, with_support
+from fsdet.tasks.loading import load_trained
+
+QUICK = ("run.threads=1", "data.workers=0", "episode.queries=2", "optim.warmup_epochs=0")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Two shots of a mug, one of a pen with a box; the current folder is beside them."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("support/mug/1.png", "support/mug/2.png", "support/pen/1.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (80, 120, 3), np.uint8)).save(name)
+    Path("support/pen/1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    return tmp_path / "support"
+
+
+def test_new_classes_become_columns_and_the_trunk_stays(best, folder):
+    done = adapt(best, folder, folder.parent / "out", steps=2, device="cpu", overrides=QUICK)
+    before, after = load_trained(best), load_trained(done.checkpoint)
+    assert done.classes == ("mug", "pen") and after.classes == (*before.classes, "mug", "pen")
+    assert after.finetuned and np.isfinite([done.before, done.after]).all()
+    for part in ("backbone", "neck"):
+        old, new = (getattr(t.model, part).state_dict() for t in (before, after))
+        assert all(torch.equal(old[name], new[name]) for name in old), part
+    assert not torch.equal(
+        after.model.head.standard[0].weight[80:], torch.zeros_like(after.model.head.standard[0].weight[80:])
+    )
+    with pytest.raises(CheckpointError, match="one of stage 3"):
+        adapt(done.checkpoint, folder, folder.parent / "again", steps=2, device="cpu")
+
+
+def test_own_novel_classes_of_the_base_data_do_not_take_the_new_numbers(small_demo, folder):
+    known = load(small_demo)
+    assert any((r.labels >= known.num_base).any() for r in known.split("test"))
+    joined = with_support(known, known.base, folder)
+    assert joined.names == (*known.base, "mug", "pen")
+    assert all((r.labels < joined.num_base).all() for split in ("train", "val", "test") for r in joined.split(split))
+    assert sorted({c for r in joined.split("support") for c in r.labels.tolist()}) == [80, 81]
+
+
+def test_a_base_class_and_other_base_data_are_refused_by_name(small_demo, folder):
+    known = load(small_demo)
+    (folder / "pen").rename(folder / known.base[3])
+    with pytest.raises(DataError, match=known.base[3]):
+        with_support(known, known.base, folder)
+    with pytest.raises(DataError, match="base classes of the checkpoint"):
+        with_support(known, known.base[1:], folder)
+
+
+def test_without_base_images_it_refuses_to_forget(small_demo, folder):
+    known = load(small_demo, splits=("val",))
+    with pytest.raises(DataError, match="base classes are forgotten"):
+        with_support(known, known.base, folder)
+
+
+def test_the_command_keeps_bank_and_checkpoint_and_overwrites_neither(best, folder, capsys):
+    argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--adapt", "--steps", "1"]
+    assert main([*argv, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "finds 2 new classes by itself; base AP50" in out and Path("my.bank").is_file()
+    stamp = Path("my.bank.adapted/best.pt").stat().st_mtime_ns
+    assert (
+        main(["predict", "my.bank.adapted/best.pt", "--source", "support/mug", "--out", "seen", "--device", "cpu"]) == 0
+    )
+    assert main(argv) == 2
+    assert "my.bank.adapted: expected a folder to make" in capsys.readouterr().err
+    assert Path("my.bank.adapted/best.pt").stat().st_mtime_ns == stamp
