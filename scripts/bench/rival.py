@@ -176,9 +176,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--images", type=int, default=28000)
     parser.add_argument("--steps", type=int, default=600, help="batches of 16 in a fine-tuning")
-    parser.add_argument(
-        "--optimizer", default="MuSGD", help="AdamW with --lr 1e-3 to fine-tune"
-    )
+    parser.add_argument("--optimizer", default="MuSGD", help="AdamW with --lr 1e-3 to fine-tune")
     parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--shots", type=lambda s: [int(v) for v in s.split(",")], default=[1, 5])
     parser.add_argument("--seeds", type=int, default=1)

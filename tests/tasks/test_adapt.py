@@ -37,9 +37,7 @@ def test_new_classes_become_columns_and_the_trunk_stays(best, folder):
     for part in ("backbone", "neck"):
         old, new = (getattr(t.model, part).state_dict() for t in (before, after))
         assert all(torch.equal(old[name], new[name]) for name in old), part
-    assert not torch.equal(
-        after.model.head.standard[0].weight[80:], torch.zeros_like(after.model.head.standard[0].weight[80:])
-    )
+    assert after.model.head.standard[0].weight[80:].abs().max() > 0, "new columns start at zero"
     with pytest.raises(CheckpointError, match="one of stage 3"):
         adapt(done.checkpoint, folder, folder.parent / "again", steps=2, device="cpu")
 
@@ -74,9 +72,8 @@ def test_the_command_keeps_bank_and_checkpoint_and_overwrites_neither(best, fold
     out = capsys.readouterr().out
     assert "finds 2 new classes by itself; base AP50" in out and Path("my.bank").is_file()
     stamp = Path("my.bank.adapted/best.pt").stat().st_mtime_ns
-    assert (
-        main(["predict", "my.bank.adapted/best.pt", "--source", "support/mug", "--out", "seen", "--device", "cpu"]) == 0
-    )
+    seen = ["predict", "my.bank.adapted/best.pt", "--source", "support/mug", "--out", "seen", "--device", "cpu"]
+    assert main(seen) == 0
     assert main(argv) == 2
     assert "my.bank.adapted: expected a folder to make" in capsys.readouterr().err
     assert Path("my.bank.adapted/best.pt").stat().st_mtime_ns == stamp
