@@ -142,7 +142,35 @@ def test_data_convert_and_shots_write_what_load_reads(demo, tmp_path, capsys):
         assert [len(r.boxes) for r in here.split(split)] == [len(r.boxes) for r in there.split(split)]
     assert main(["data", "shots", str(demo), "--shots", "1,2", "--seed", "3", "--out", str(tmp_path / "s.json")]) == 0
     drawn = ShotFile.load(tmp_path / "s.json")
-    assert (drawn.ks, drawn.seed, len(drawn.shots)) == ((1, 2), 3, len(there.novel))
+    assert (drawn.ks, drawn.seed, len(drawn.classes)) == ((1, 2), 3, len(there.novel))
+
+
+def test_data_shots_draws_a_file_a_seed_and_both_ways_of_numbers_mean_the_same(demo, tmp_path, capsys):
+    told = ["data", "shots", str(demo), "--out"]
+    assert main([*told, str(tmp_path / "all"), "--k", "1", "2", "--seeds", "2", "--unit", "image"]) == 0
+    assert "seed1.json: 1, 2 shots (image) of 16 classes, seed 1" in capsys.readouterr().out
+    files = [ShotFile.load(tmp_path / f"all/seed{seed}.json") for seed in (0, 1)]
+    assert [(f.unit, f.ks, f.seed) for f in files] == [("image", (1, 2), 0), ("image", (1, 2), 1)]
+    assert len(list((tmp_path / "all").iterdir())) == 2 and files[0].lists != files[1].lists
+    for numbers in (["--k", "2", "1"], ["--k", "1,2"], ["--shots", "1,2"]):
+        assert main([*told, str(tmp_path / "one.json"), *numbers, "--seed", "1"]) == 0
+        one = ShotFile.load(tmp_path / "one.json")
+        assert (one.unit, one.ks, one.lists) == ("instance", (1, 2), files[1].lists)
+
+
+def test_data_shots_refuses_an_out_of_the_other_kind_and_two_words_for_one_thing(demo, tmp_path, capsys):
+    told = ["data", "shots", str(demo), "--out"]
+    (tmp_path / "file").write_text("mine")
+    for words, answer in (
+        ([str(tmp_path / "file"), "--seeds", "2"], "expected a folder, for --seeds, got a file"),
+        ([str(tmp_path), "--seed", "2"], "expected a file, for one draw, got a folder"),
+        (["x", "--k", "1", "--shots", "1"], "not allowed with argument"),
+        (["x", "--seed", "1", "--seeds", "1"], "not allowed with argument"),
+        (["x", "--k", "1", "x"], "expected numbers such as 1,3,5, got 'x'"),
+        (["x", "--unit", "images"], "invalid choice: 'images'"),
+    ):
+        assert main([*told, *words]) == 2 and answer in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_data_demo_draws_into_the_folder_it_is_given(tmp_path, monkeypatch, capsys):

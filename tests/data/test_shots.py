@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Shot draws are nested, repeatable, independent per class; a shot file that was touched is refused."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from dataset_files import data_yaml, voc
 from fsdet.data import sources
-from fsdet.data.shots import ShotFile, draw_shots, load_picks
+from fsdet.data.shots import Shot, ShotFile, draw_shots, load_picks
 from fsdet.errors import DataError
 from fsdet.types import ImageRecord
 
@@ -70,6 +71,19 @@ def test_images_give_one_instance_each_before_any_gives_a_second():
     assert [Counter(i for i, _ in rows[k : k + 3]) for k in (0, 3, 6, 9)] == [Counter(range(3))] * 4
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_unit_image_is_one_instance_from_each_of_k_images(seed):
+    records = [record(f"{i}.jpg", [0, 0, 1], [i == 7, i == 7, False]) for i in range(8)]
+    rows = draw_shots(records, [0, 1], [2, 7], seed, NAMES, "image")
+    assert sorted(i for i, _ in rows[0]) == list(range(7))  # image 7 has crowds alone
+    assert draw_shots(records, [0, 1], [2], seed, NAMES, "image") == {c: picks[:2] for c, picks in rows.items()}
+    with pytest.raises(DataError, match=r"8 images with an instance of each class, got class 'ant': have 7, need 8"):
+        draw_shots(records, [0, 1], [8], seed, NAMES, "image")
+    assert len(draw_shots(records, [0], [8], seed, NAMES)[0]) == 8  # which instances do not lack
+    with pytest.raises(DataError, match="Did you mean 'image'"):
+        draw_shots(records, [0], [1], 0, NAMES, "images")
+
+
 def test_too_few_instances_name_class_have_and_need():
     records = [record("a.jpg", [0, 0, 1], [False, True, False])]
     with pytest.raises(DataError, match=r"class 'ant': have 1, need 2; class 'cow': have 0, need 2"):
@@ -91,7 +105,7 @@ def test_file_round_trip_and_picks(data, tmp_path):
     loaded = ShotFile.load(tmp_path / "deep/shots.json")
     assert loaded == drawn and loaded.sha256 == drawn.sha256
     head = json.loads((tmp_path / "deep/shots.json").read_text())
-    assert (head["version"], head["unit"], head["nested"], head["seed"]) == (1, "instance", True, 3)
+    assert (head["version"], head["unit"], head["nested"], head["seed"]) == (2, "instance", True, 3)
     assert head["shots"] == {"cat": [{"image": "a.jpg", "box": [10, 5, 30, 25]}]} and head["names"] == ["dog", "cat"]
     picks = load_picks(tmp_path / "deep/shots.json", data, 1)
     assert picks == {1: [(0, 0)]} == draw_shots(data.split("support"), [1], [1], 3, data.names)
@@ -117,12 +131,66 @@ def test_picks_that_do_not_fit_are_told(data, tmp_path):
         ShotFile.draw(data, [1], 0, classes=["cut"])
 
 
+def test_a_file_of_unit_image_says_so_and_is_read(data, tmp_path):
+    drawn = ShotFile.draw(data, [1], 0, unit="image")
+    drawn.save(tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text())["unit"] == "image"
+    assert ShotFile.load(tmp_path / "s.json") == drawn and load_picks(tmp_path / "s.json", data, 1) == {1: [(0, 0)]}
+
+
+def test_version_1_is_read_as_it_was_written(data, tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps(VERSION_1))
+    old = ShotFile.load(tmp_path / "old.json")
+    assert (old.unit, old.nested, old.ks, old.seed, old.classes) == ("instance", True, (1,), 3, ("cat",))
+    assert old == ShotFile.draw(data, [1], 3) and old.picks(data, 1) == {1: [(0, 0)]}
+
+
+def unnested(data) -> ShotFile:
+    """The one-shot list is no part of the two-shot list."""
+    cat, dog = Shot("a.jpg", (10.0, 5.0, 30.0, 25.0)), Shot("a.jpg", (0.0, 0.0, 60.0, 40.0))
+    lists = {1: {"cat": (cat,), "dog": ()}, 2: {"cat": (), "dog": (dog,)}}
+    return ShotFile(data.names, (1, 2), 4, "support", lists, nested=False, sampler="tfa-coco")
+
+
+def test_lists_that_are_not_nested_are_kept_apart(data, tmp_path):
+    unnested(data).save(tmp_path / "s.json")
+    head = json.loads((tmp_path / "s.json").read_text())
+    assert head["nested"] is False and sorted(head["shots"]) == ["1", "2"]
+    loaded = ShotFile.load(tmp_path / "s.json")
+    assert loaded == unnested(data)
+    assert [row.box[0] for row in loaded.shots(1)["cat"]] == [10] and not loaded.shots(1)["dog"]
+    assert not loaded.shots(2)["cat"] and loaded.shots() == loaded.shots(2)
+    with pytest.raises(DataError, match=r"a list of 3 shots, got lists of 1, 2, which are not nested\. Next: "):
+        loaded.picks(data, 3)
+
+
+def test_shots_are_found_where_two_records_share_an_image(data):
+    whole = data.split("support")[0]
+    parts = [ImageRecord(whole.path, whole.size, whole.boxes[j : j + 1], whole.labels[j : j + 1]) for j in (0, 1)]
+    apart = sources.DataSet(data.root, data.base, data.novel, {"support": parts}, data.report)
+    shots = ShotFile.draw(data, [1], 0, classes=["cat"])
+    assert shots.picks(apart, 1) == {1: [(list(whole.labels).index(1), 0)]}
+
+
+VERSION_1 = {
+    "version": 1, "unit": "instance", "nested": True, "sampler": "image-first-1",
+    "sha256": hashlib.sha256(b'{"cat":[{"box":[10.0,5.0,30.0,25.0],"image":"a.jpg"}]}').hexdigest(),
+    "names": ["dog", "cat"], "ks": [1], "seed": 3, "split": "support",
+    "shots": {"cat": [{"image": "a.jpg", "box": [10.0, 5.0, 30.0, 25.0]}]},
+}  # fmt: skip
+
 DAMAGE = {
     "edited box": lambda d: d["shots"]["cat"][0]["box"].__setitem__(0, 11),
     "removed shot": lambda d: d["shots"]["cat"].clear(),
     "no hash": lambda d: d.pop("sha256"),
-    "version": lambda d: d.update(version=2),
-    "unit": lambda d: d.update(unit="image"),
+    "version": lambda d: d.update(version=3),
+    "image in version 1": lambda d: d.update(version=1, unit="image"),
+    "not nested in version 1": lambda d: d.update(version=1, nested=False),
+    "unit": lambda d: d.update(unit="box"),
+    "nested": lambda d: d.update(nested=False),
+    "no word on nesting": lambda d: d.pop("nested"),
+    "no numbers of shots": lambda d: d.update(ks=[]),
+    "words of shots": lambda d: d.update(ks=["one"]),
     "no list": lambda d: d.pop("shots"),
     "wrong list": lambda d: d.update(shots=[1]),
     "three numbers": lambda d: d["shots"]["cat"][0]["box"].pop(),

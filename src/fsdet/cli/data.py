@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet data demo datasets/demo
 fsdet data check my/data.yaml --deep
-fsdet data shots my/data.yaml --shots 1,5 --seed 0 --out shots.json
+fsdet data shots my/data.yaml --k 1 2 3 5 10 30 --seeds 10 --out shots/
+fsdet data shots my/data.yaml --from vocsplit/ --k 1 2 3 5 10 --seeds 30 --out shots/
 fsdet data convert my/data.yaml out/ --to coco"""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fsdet.cli._arguments import count, numbers
 from fsdet.command import typed
+from fsdet.errors import UserError, explain
+
+if TYPE_CHECKING:
+    from fsdet.data.shots import ShotFile
+    from fsdet.data.sources import DataSet
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """demo OUT | check DATA | shots DATA --out FILE | convert DATA OUT --to FORMAT"""
+    """demo OUT | check DATA | shots DATA --out OUT | convert DATA OUT --to FORMAT"""
     actions = parser.add_subparsers(dest="action", required=True, metavar="demo|check|shots|convert")
     demo = actions.add_parser("demo", help="draw the demo set: 80 base and 16 novel classes")
     demo.add_argument("out", type=Path, metavar="OUT")
@@ -21,18 +28,29 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     check.add_argument("data", type=Path, metavar="DATA", help="data YAML, COCO json, or a folder")
     check.add_argument("--deep", action="store_true", help="decode every image, which alone finds truncated ones")
     check.add_argument("--shots", type=count, default=10, metavar="K", help="instances wanted of each class (10)")
-    shots = actions.add_parser("shots", help="draw K-shot sets into a file for data.shots")
-    shots.add_argument("data", type=Path, metavar="DATA")
-    shots.add_argument("--shots", type=numbers, default=[1, 3, 5, 10], metavar="1,3,5")
-    shots.add_argument("--seed", type=int, default=0, metavar="N")
-    shots.add_argument("--split", default="support", metavar="NAME", help="where to draw from (support)")
-    shots.add_argument("--out", type=Path, required=True, metavar="FILE")
+    _shots_arguments(actions.add_parser("shots", help="draw K-shot sets, or read published ones, for data.shots"))
     convert = actions.add_parser("convert", help="write a data set in another format")
     convert.add_argument("data", type=Path, metavar="DATA")
     convert.add_argument("out", type=Path, metavar="OUT")
     convert.add_argument("--to", choices=("coco", "yolo", "voc"), required=True)
     convert.add_argument("--link", action="store_true", help="hard-link images instead of copying them")
     return parser.parse_args(argv)
+
+
+def _shots_arguments(shots: argparse.ArgumentParser) -> None:
+    shots.add_argument("data", type=Path, metavar="DATA")
+    ks = shots.add_mutually_exclusive_group()
+    ks.add_argument("--k", type=numbers, nargs="+", metavar="K", help="numbers of shots (1 3 5 10)")
+    ks.add_argument("--shots", type=numbers, metavar="1,3,5", help="the same with commas")
+    seeds = shots.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, metavar="S", help="one draw into the file OUT (0)")
+    seeds.add_argument("--seeds", type=count, metavar="N", help="draws 0 to N-1 into the folder OUT: seed0.json, ...")
+    shots.add_argument(
+        "--unit", choices=("instance", "image"), help="K instances (default), or one in each of K images"
+    )
+    shots.add_argument("--from", type=Path, dest="published", metavar="FOLDER", help="published lists instead of draws")
+    shots.add_argument("--split", metavar="NAME", help="where the shots are (support; with --from else train)")
+    shots.add_argument("--out", type=Path, required=True, metavar="OUT")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,15 +79,41 @@ def _check(args: argparse.Namespace) -> int:
 
 def _shots(args: argparse.Namespace) -> int:
     from fsdet.data import sources
-    from fsdet.data.shots import ShotFile
 
-    drawn = ShotFile.draw(sources.load(args.data), args.shots, args.seed, args.split)
-    drawn.save(args.out)
-    ks = ", ".join(map(str, drawn.ks))
-    print(f"{args.out}: {ks} shots of {len(drawn.shots)} classes, seed {drawn.seed}, sha256 {drawn.sha256[:12]}")
-    command = f"fsdet train configs/stage_3.yaml data.shots={args.out}"
+    seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
+    paths = [args.out] if args.seeds is None else [args.out / f"seed{seed}.json" for seed in seeds]
+    _free(args.out, folder=args.seeds is not None)
+    ks = args.shots or [k for group in args.k or [] for k in group]
+    drawn = _drawn(args, sources.load(args.data), ks, seeds)
+    for file, path in zip(drawn, paths, strict=True):
+        file.save(path)
+        shown = f"{', '.join(map(str, file.ks))} shots ({file.unit}) of {len(file.classes)} classes"
+        print(f"{path}: {shown}, seed {file.seed}, sha256 {file.sha256[:12]}")
+    command = f"fsdet train configs/stage_3.yaml data.shots={paths[0]}"
     print(f"next: {typed(command)}")
     return 0
+
+
+def _drawn(args: argparse.Namespace, data: "DataSet", ks: list[int], seeds: list[int]) -> list["ShotFile"]:
+    from fsdet.data.published import read_published
+    from fsdet.data.shots import ShotFile
+
+    if args.published is None:
+        split, unit = args.split or "support", args.unit or "instance"
+        return [ShotFile.draw(data, ks or [1, 3, 5, 10], seed, split, unit=unit) for seed in seeds]
+    drawn = read_published(data, args.published, seeds, ks or None, args.split)
+    if args.unit not in (None, drawn[0].unit):
+        told = f"{drawn[0].sampler} lists, which count the unit '{drawn[0].unit}'"
+        raise UserError(explain(f"lists of the unit '{args.unit}'", told, str(args.published), "leave --unit out"))
+    return drawn
+
+
+def _free(out: Path, folder: bool) -> None:
+    """Refuse an OUT of the other kind before anything is drawn."""
+    if folder and out.exists() and not out.is_dir():
+        raise UserError(explain("a folder, for --seeds", "a file", str(out), "name a folder, or use --seed for one"))
+    if not folder and out.is_dir():
+        raise UserError(explain("a file, for one draw", "a folder", str(out), "name a file, or use --seeds"))
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 """K-shot draws: K counts instances per class, the K-shot set is the first K of one list, so that sets are nested.
 
 Each class has its own stream, seeded by its name: neither the order of classes, nor the other classes, nor where the
-data lie on the disk changes its draw. Images come in hashed order and give one instance each before any gives a second.
+data lie on the disk changes its draw. Images come in hashed order and give one instance each before any gives a second;
+the unit `image` stops there, so that K images give one instance each.
 """
 
 import hashlib
@@ -15,11 +16,12 @@ import numpy as np
 
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, did_you_mean, explain
+from fsdet.files import write_durably
 from fsdet.types import ImageRecord
 
-VERSION = 1
+VERSION = 2  # 1 knew only nested draws of instances; it is still read
 SAMPLER = "image-first-1"
-UNIT = "instance"
+UNITS = ("instance", "image")
 MAX_BYTES = 64 << 20
 MATCH = 0.05  # px between a stored box and the data set's
 
@@ -32,38 +34,44 @@ def draw_shots(
     ks: Sequence[int],
     seed: int,
     names: Sequence[str] | None = None,
+    unit: str = "instance",
 ) -> Picks:
     """{class: [(record index, box index), ...]}, max(ks) of each; the first K are the K-shot set. Crowds are left out.
 
     names: the data set's classes; with them a class's stream is seeded by its name, else by its number.
+    unit: "instance", or "image" for one instance of the class from each of K images.
 
     Raises:
-        DataError: a class with fewer instances than max(ks), every such class listed.
+        DataError: a class with fewer instances (images) than max(ks), every such class listed; another unit.
     """
     need = max(ks, default=0)
     if not ks or min(ks) < 1:
         raise DataError(explain("numbers of shots of at least 1", str(list(ks)), "shots", "write 1,3,5,10"))
+    if unit not in UNITS:
+        raise DataError(
+            explain(" or ".join(UNITS), f"'{unit}'", "unit", f"use one of them.{did_you_mean(unit, UNITS)}")
+        )
     found: dict[int, dict[int, list[int]]] = {c: {} for c in classes}
     for i, record in enumerate(records):
         for j, label in enumerate(record.labels.tolist()):
             if label in found and not record.crowd[j]:
                 found[label].setdefault(i, []).append(j)
     titles = {c: names[c] if names is not None else str(c) for c in classes}
-    have = {c: sum(map(len, images.values())) for c, images in found.items()}
-    short = [f"class '{titles[c]}': have {have[c]}, need {need}" for c in classes if have[c] < need]
+    drawn = {c: image_first(records, found[c], f"{seed}\0{titles[c]}") for c in classes}
+    if unit == "image":  # every image's first comes before any image's second
+        drawn = {c: rows[: len(found[c])] for c, rows in drawn.items()}
+    short = [f"class '{titles[c]}': have {len(rows)}, need {need}" for c, rows in drawn.items() if len(rows) < need]
     if short:
-        raise DataError(
-            explain(
-                f"{need} instances of each class",
-                "; ".join(short),
-                "shots",
-                "label more images of these classes, or ask for fewer shots",
-            )
-        )
-    return {c: _ordered(records, found[c], f"{seed}\0{titles[c]}")[:need] for c in classes}
+        what = "instances" if unit == "instance" else "images with an instance"
+        advice = "label more images of these classes, or ask for fewer shots"
+        raise DataError(explain(f"{need} {what} of each class", "; ".join(short), "shots", advice))
+    return {c: rows[:need] for c, rows in drawn.items()}
 
 
-def _ordered(records: Sequence[ImageRecord], images: Mapping[int, list[int]], stream: str) -> list[tuple[int, int]]:
+def image_first(
+    records: Sequence[ImageRecord], images: Mapping[int, Sequence[int]], stream: str
+) -> list[tuple[int, int]]:
+    """All (record, box) of {record: boxes} in the order that `stream` seeds: each image once before any comes again."""
     ranked = []
     for i, boxes in images.items():
         key = "/".join(records[i].path.parts[-2:])
@@ -85,19 +93,35 @@ class Shot:
     box: tuple[float, float, float, float]
 
 
+Lists = Mapping[str, tuple[Shot, ...]]
+
+
 @dataclass(frozen=True)
 class ShotFile:
-    """A draw on disk: JSON with the version, unit, nesting, sampler, seed and a sha256 of the list."""
+    """Shots on disk: JSON with the version, unit, nesting, sampler, seed and a sha256 of the lists.
+
+    lists: {K: {class name: shots}}. A nested file holds its largest K alone, any other one list for each of `ks`.
+    unit: what K counts, "instance", or "image" for one instance from each of K images.
+    """
 
     names: tuple[str, ...]
     ks: tuple[int, ...]
     seed: int
     split: str
-    shots: Mapping[str, tuple[Shot, ...]]
+    lists: Mapping[int, Lists]
+    unit: str = "instance"
+    nested: bool = True
+    sampler: str = SAMPLER
 
     @classmethod
     def draw(
-        cls, data: DataSet, ks: Sequence[int], seed: int, split: str = "support", classes: Sequence[str] | None = None
+        cls,
+        data: DataSet,
+        ks: Sequence[int],
+        seed: int,
+        split: str = "support",
+        classes: Sequence[str] | None = None,
+        unit: str = "instance",
     ) -> "ShotFile":
         """Draw from a split: the novel classes (all classes when there is none), or `classes` by name.
 
@@ -110,74 +134,92 @@ class ShotFile:
                 advice = f"correct it.{did_you_mean(name, data.names)}"
                 raise DataError(explain("a class of the data set", f"'{name}'", data.name, advice))
         records = data.split(split)
-        picks = draw_shots(records, [data.names.index(name) for name in chosen], ks, seed, data.names)
-        shots = {data.names[c]: tuple(_shot(records[i], j, data.root) for i, j in rows) for c, rows in picks.items()}
-        return cls(data.names, tuple(sorted(set(ks))), seed, split, shots)
+        picks = draw_shots(records, [data.names.index(name) for name in chosen], ks, seed, data.names, unit)
+        shots = {data.names[c]: as_shots(data, records, rows) for c, rows in picks.items()}
+        return cls(data.names, tuple(sorted(set(ks))), seed, split, {max(ks): shots}, unit)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that have shots, in the order of the largest K's list."""
+        return tuple(self.lists[max(self.lists)])
+
+    def shots(self, k: int | None = None) -> Lists:
+        """{class name: its K-shot set}: the first k where sets are nested (all when there are fewer), else k's own
+        list; without k, of the largest K.
+
+        Raises:
+            DataError: sets that are not nested, and none of them has k.
+        """
+        if self.nested:
+            return {name: rows[:k] for name, rows in self.lists[max(self.lists)].items()}
+        if k is not None and k not in self.lists:
+            have = f"lists of {', '.join(map(str, sorted(self.lists)))}, which are not nested"
+            advice = f"use one of these numbers of shots, or import {k} too"
+            raise DataError(explain(f"a list of {k} shots", have, "shots", advice))
+        return self.lists[max(self.lists) if k is None else k]
 
     @property
     def sha256(self) -> str:
-        """Of the list alone: equal for equal shots."""
-        plain = {name: [asdict(shot) for shot in rows] for name, rows in self.shots.items()}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """Of the lists alone: equal for equal shots."""
+        return hashlib.sha256(json.dumps(self._plain(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def _plain(self) -> dict:
+        plain = {
+            str(k): {name: [asdict(shot) for shot in rows] for name, rows in shots.items()}
+            for k, shots in self.lists.items()
+        }
+        return plain[str(max(self.lists))] if self.nested else plain
 
     def save(self, path: str | Path) -> None:
         """Write the JSON, its folder made if missing."""
-        head = {"version": VERSION, "unit": UNIT, "nested": True, "sampler": SAMPLER, "sha256": self.sha256}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**head, **asdict(self)}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        keys = ("unit", "nested", "sampler", "sha256", "names", "ks", "seed", "split")
+        document = {"version": VERSION, **{key: getattr(self, key) for key in keys}, "shots": self._plain()}
+        write_durably(Path(path), (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "ShotFile":
         """Read and verify.
 
         Raises:
-            DataError: no file, no shot file, another version or unit, or a list that is not what was drawn.
+            DataError: no file, no shot file, another version or unit, or lists that are not what was drawn.
         """
         document = _document(Path(path))
         try:
-            shots = {
-                str(name): tuple(Shot(str(row["image"]), tuple(map(float, row["box"]))) for row in rows)
-                for name, rows in document["shots"].items()
-            }
-            loaded = cls(tuple(document["names"]), tuple(document["ks"]), document["seed"], document["split"], shots)
+            ks, nested, shots = tuple(document["ks"]), document["nested"], document["shots"]
+            lists = {int(k): _rows(row) for k, row in ({max(ks): shots} if nested else shots).items()}
+            head = (tuple(document["names"]), ks, document["seed"], document["split"], lists)
+            loaded = cls(*head, document["unit"], nested, str(document.get("sampler", SAMPLER)))
+            fits = loaded.sha256 == document.get("sha256") and set(lists) <= set(ks)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(explain("a shot file", f"a fault at {error}", str(path), _AGAIN)) from error
-        if any(len(shot.box) != 4 for rows in shots.values() for shot in rows) or loaded.sha256 != document.get(
-            "sha256"
-        ):
-            raise DataError(
-                explain("the list that was drawn", "another sha256: it was edited or damaged", str(path), _AGAIN)
-            )
+        if not fits or not lists:
+            got = "another sha256: it was edited or damaged"
+            raise DataError(explain("the list that was drawn", got, str(path), _AGAIN))
         return loaded
 
     def picks(self, data: DataSet, k: int | None = None) -> Picks:
-        """{class: [(record index, box index), ...]} in split `split` of `data`, the first k of each class.
+        """{class: [(record index, box index), ...]} in split `split` of `data`, the k-shot set of each class.
 
         Raises:
-            DataError: a class or shot that `data` does not have, or fewer than k shots.
+            DataError: a class or shot that `data` does not have, fewer than k shots, or no list of k.
         """
         records = data.split(self.split)
-        places = {
-            record.path.relative_to(data.root).as_posix(): i
-            for i, record in enumerate(records)
-            if record.path.is_relative_to(data.root)
-        }
+        places: dict[str, list[int]] = {}
+        for i, record in enumerate(records):
+            if record.path.is_relative_to(data.root):
+                places.setdefault(record.path.relative_to(data.root).as_posix(), []).append(i)
         picks: Picks = {}
         problems = []
-        for name, rows in self.shots.items():
+        for name, rows in self.shots(k).items():
             if name not in data.names:
                 problems.append(f"class '{name}' is not in the data set.{did_you_mean(name, data.names)}")
                 continue
             if k is not None and len(rows) < k:
                 problems.append(f"class '{name}': have {len(rows)} shots, need {k}")
             label = data.names.index(name)
-            picks[label] = [
-                (i, j)
-                for shot in rows[:k]
-                if (i := places.get(shot.image)) is not None and (j := _match(records[i], label, shot)) is not None
-            ]
-            lost = len(rows[:k]) - len(picks[label])
+            found = [match(records, places.get(shot.image, ()), label, shot.box, MATCH) for shot in rows]
+            picks[label] = [pick for pick in found if pick is not None]
+            lost = len(rows) - len(picks[label])
             problems += [f"class '{name}': {lost} shots are not in split '{self.split}'"] if lost else []
         if problems:
             raise DataError(explain("shots of this data set", "; ".join(problems), data.name, _AGAIN))
@@ -199,12 +241,29 @@ def _document(path: Path) -> dict:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(explain("a shot file", f"no readable JSON ({error})", str(path), _AGAIN)) from error
-    head = {"version": VERSION, "unit": UNIT, "nested": True}
-    for key, value in head.items():
-        got = document.get(key) if isinstance(document, dict) else None
-        if got != value:
-            raise DataError(explain(f"a shot file with {key} = {value}", repr(got), str(path), _AGAIN))
-    return document
+    got = document if isinstance(document, dict) else {}
+    version = got.get("version")
+    allowed = {"version": (1, 2), "unit": UNITS if version == 2 else UNITS[:1], "nested": (True, version != 2)}
+    for key, values in allowed.items():
+        if got.get(key) not in values:
+            wanted = " or ".join(dict.fromkeys(map(str, values)))
+            raise DataError(explain(f"a shot file with {key} = {wanted}", repr(got.get(key)), str(path), _AGAIN))
+    return got
+
+
+def _rows(shots: Mapping[str, Sequence[Mapping]]) -> Lists:
+    """Shots of a file's text; ValueError, KeyError or TypeError for another form."""
+    lists = {}
+    for name, rows in shots.items():
+        lists[str(name)] = tuple(Shot(str(row["image"]), tuple(map(float, row["box"]))) for row in rows)
+        if any(len(shot.box) != 4 for shot in lists[str(name)]):
+            raise ValueError(f"class '{name}': a box without four numbers")
+    return lists
+
+
+def as_shots(data: DataSet, records: Sequence[ImageRecord], picks: Sequence[tuple[int, int]]) -> tuple[Shot, ...]:
+    """(record index, box index) of one split of `data` as they are written into a file."""
+    return tuple(_shot(records[i], j, data.root) for i, j in picks)
 
 
 def _shot(record: ImageRecord, box: int, root: Path) -> Shot:
@@ -213,7 +272,15 @@ def _shot(record: ImageRecord, box: int, root: Path) -> Shot:
     return Shot(image, tuple(round(value, 2) for value in record.boxes[box].tolist()))
 
 
-def _match(record: ImageRecord, label: int, shot: Shot) -> int | None:
-    apart = np.abs(record.boxes - np.array(shot.box, np.float32)).max(1, initial=0)
-    near = np.flatnonzero((record.labels == label) & (apart <= MATCH))
-    return int(near[apart[near].argmin()]) if len(near) else None
+def match(
+    records: Sequence[ImageRecord], places: Sequence[int], label: int, box: Sequence[float], within: float
+) -> tuple[int, int] | None:
+    """(record, box) among records `places` whose box of class `label` is nearest to `box`, and nowhere more than
+    `within` px from it."""
+    best, pick = within, None
+    for i in places:
+        apart = np.abs(records[i].boxes - np.array(box, np.float32)).max(1, initial=0)
+        for j in np.flatnonzero(records[i].labels == label).tolist():
+            if apart[j] < best or (pick is None and apart[j] == best):
+                best, pick = float(apart[j]), (i, j)
+    return pick

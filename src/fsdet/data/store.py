@@ -36,14 +36,16 @@ class ImageStore:
     def _read(self, index: int) -> np.ndarray:
         return resize_long(read_rgb(self.records[index].path), self.size)[0]
 
-    def sample(self, index: int) -> Sample:
-        """Record `index`: pixels at training size and its boxes on them, crowd boxes left out."""
+    def sample(self, index: int, wanted: int | None = None) -> Sample:
+        """Record `index`: pixels at training size and its boxes on them, crowd boxes but `wanted` left out."""
         record = self.records[index]
         image = self._kept[index] if index in self._kept else self._read(index)
         scale = np.array([image.shape[1] / record.size[1], image.shape[0] / record.size[0]] * 2, np.float32)
         keep = ~record.crowd
+        if wanted is not None:
+            keep[wanted] = True  # published shot lists hold boxes that VOC marks as difficult
         return Sample(image, record.boxes[keep] * scale, record.labels[keep], record.exhaustive)
 
     def instance(self, index: int, box: int) -> tuple[Sample, int]:
         """Record `index` with box `box` (its index in the record) as (sample, index among the sample's boxes)."""
-        return self.sample(index), int((~self.records[index].crowd[:box]).sum())
+        return self.sample(index, box), int((~self.records[index].crowd[:box]).sum())
