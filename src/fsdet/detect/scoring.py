@@ -37,21 +37,22 @@ class Vocabulary:
 
 
 def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
-    """[B, A, T] probabilities in the order of `Vocabulary.columns`: the sigmoid of each column by itself.
+    """[B, A, T] scores in [0, 1] in the order of `Vocabulary.columns`.
 
-    Letting support prototypes compete with the base proxies in a softmax helps a model that has seen no episode
-    and costs one that has a point of nAP50 (docs/notebook.md).
+    A standard column scores its sigmoid. A column of the prototype branch scores its sigmoid times its share in a
+    softmax over all columns: what a base class explains better is no find of a new class (docs/notebook.md).
     """
-    parts, rows = [], []
-    if words.standard:
-        parts.append(dense.standard[..., list(words.standard)].sigmoid())
+    own = dense.standard[..., list(words.standard)]
+    rows = []
     if words.prototypes is not None and len(words.prototypes):
         rows.append(words.prototypes)
     if words.proxies:
         rows.append(unit(model.head.proxies[list(words.proxies)]))
-    if rows:
-        parts.append(model.head.similarity_logits(dense.embeddings, torch.cat(rows)).sigmoid())
-    return torch.cat(parts, -1) if parts else dense.standard[..., :0]
+    if not rows:
+        return own.sigmoid()
+    logits = model.head.similarity_logits(dense.embeddings, torch.cat(rows))
+    share = torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
+    return torch.cat((own.sigmoid(), logits.sigmoid() * share), -1)
 
 
 def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:
