@@ -11,7 +11,8 @@ import pytest
 
 from dataset_files import data_yaml, voc
 from fsdet.data import sources
-from fsdet.data.shots import Shot, ShotFile, draw_shots, load_picks
+from fsdet.data.report import Report
+from fsdet.data.shots import Shot, ShotFile, draw_shots, load_picks, match
 from fsdet.errors import DataError
 from fsdet.types import ImageRecord
 
@@ -143,6 +144,13 @@ def test_version_1_is_read_as_it_was_written(data, tmp_path):
     old = ShotFile.load(tmp_path / "old.json")
     assert (old.unit, old.nested, old.ks, old.seed, old.classes) == ("instance", True, (1,), 3, ("cat",))
     assert old == ShotFile.draw(data, [1], 3) and old.picks(data, 1) == {1: [(0, 0)]}
+    for change, told in (
+        ({"unit": "image"}, "unit = instance, got 'image'"),
+        ({"nested": False}, "nested = True, got "),
+    ):
+        (tmp_path / "old.json").write_text(json.dumps(VERSION_1 | change))
+        with pytest.raises(DataError, match=told):
+            ShotFile.load(tmp_path / "old.json")
 
 
 def unnested(data) -> ShotFile:
@@ -172,6 +180,24 @@ def test_shots_are_found_where_two_records_share_an_image(data):
     assert shots.picks(apart, 1) == {1: [(list(whole.labels).index(1), 0)]}
 
 
+def test_the_picks_of_k_are_the_first_k_of_a_nested_list():
+    data = sources.DataSet(Path("/data"), NAMES[:1], NAMES[1:], {"support": RECORDS}, Report())
+    shots = ShotFile.draw(data, [2, 5], 0)
+    five = shots.picks(data)
+    assert {c: len(rows) for c, rows in five.items()} == {1: 5, 2: 5} and shots.picks(data, 5) == five
+    assert (
+        shots.picks(data, 2) == {c: rows[:2] for c, rows in five.items()} == draw_shots(RECORDS, [1, 2], [2], 0, NAMES)
+    )
+
+
+def test_a_box_is_matched_with_the_nearest_of_its_class_within_the_distance():
+    boxes = [[0.6, 0, 9, 9], [0.3, 0, 9, 9], [0, 0, 9, 9], [50, 0, 59, 9]]
+    records = [record("a.jpg", []), ImageRecord(Path("b.jpg"), (100, 100), np.array(boxes), np.array([1, 1, 0, 1]))]
+    assert match(records, [0, 1], 1, (0, 0, 9, 9), 1.0) == (1, 1)
+    assert match(records, [0, 1], 1, (0, 0, 9, 9), 0.25) is None is match(records, [0], 1, (0, 0, 9, 9), 1.0)
+    assert match(records, [1], 1, (50, 1, 59, 9), 1.0) == (1, 3)  # the distance itself is within
+
+
 VERSION_1 = {
     "version": 1, "unit": "instance", "nested": True, "sampler": "image-first-1",
     "sha256": hashlib.sha256(b'{"cat":[{"box":[10.0,5.0,30.0,25.0],"image":"a.jpg"}]}').hexdigest(),
@@ -184,8 +210,6 @@ DAMAGE = {
     "removed shot": lambda d: d["shots"]["cat"].clear(),
     "no hash": lambda d: d.pop("sha256"),
     "version": lambda d: d.update(version=3),
-    "image in version 1": lambda d: d.update(version=1, unit="image"),
-    "not nested in version 1": lambda d: d.update(version=1, nested=False),
     "unit": lambda d: d.update(unit="box"),
     "nested": lambda d: d.update(nested=False),
     "no word on nesting": lambda d: d.pop("nested"),

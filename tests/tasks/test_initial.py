@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Stage 3 takes its instances from any shot file that has its K."""
+
+import pytest
+
+from fsdet.data import sources
+from fsdet.data.shots import ShotFile, as_shots
+from fsdet.errors import DataError
+from fsdet.tasks.initial import shots_of
+
+
+@pytest.fixture
+def support(small_demo):
+    """(data set, {novel class of the demo: its first two instances}), of the classes that have two in the support."""
+    data = sources.load(small_demo)
+    rows: dict[int, list] = {c: [] for c in range(data.num_base, len(data.names))}
+    for i, record in enumerate(data.split("support")):
+        for j, label in enumerate(record.labels.tolist()):
+            if label in rows and not record.crowd[j]:
+                rows[label].append((i, j))
+    return data, {c: found[:2] for c, found in rows.items() if len(found) > 1}
+
+
+@pytest.mark.parametrize("unit", ["instance", "image"])
+def test_stage_3_reads_files_of_both_units(support, settings, tmp_path, unit):
+    data, found = support
+    drawn = ShotFile.draw(data, [1], 7, classes=[data.names[c] for c in found], unit=unit)
+    drawn.save(tmp_path / "s.json")
+    picks, split = shots_of(settings("episode.shots=1", f"data.shots={tmp_path / 's.json'}"), data)
+    assert split == "support" and picks == drawn.picks(data, 1) and set(picks) == set(found)
+
+
+def test_stage_3_takes_the_list_of_its_k_and_no_other(support, settings, tmp_path):
+    data, found = support
+    records = data.split("support")
+    lists = {k: {data.names[c]: as_shots(data, records, rows[-k:]) for c, rows in found.items()} for k in (1, 2)}
+    published = ShotFile(data.names, (1, 2), 0, "support", lists, nested=False, sampler="tfa-coco")
+    published.save(tmp_path / "s.json")
+    told = f"data.shots={tmp_path / 's.json'}"
+    assert shots_of(settings("episode.shots=1", told), data)[0] == {c: rows[1:] for c, rows in found.items()}
+    assert shots_of(settings("episode.shots=2", told), data)[0] == found
+    with pytest.raises(DataError, match="a list of 3 shots, got lists of 1, 2"):
+        shots_of(settings("episode.shots=3", told), data)
