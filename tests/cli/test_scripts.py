@@ -247,7 +247,8 @@ def test_a_finished_run_with_other_settings_is_not_passed_off_as_this_one(stage,
     leave(config.load(DEMO_2), finished=True)
     assert stage("2", "loss.weights.bbox=77") == 2
     told = capsys.readouterr().err
-    assert f"loss.weights.bbox {config.load(DEMO_2).loss.weights.bbox} -> 77.0" in told and "--exist-ok" in told and world.commands == []
+    before = config.load(DEMO_2).loss.weights.bbox
+    assert f"loss.weights.bbox {before} -> 77.0" in told and "--exist-ok" in told and world.commands == []
 
 
 def test_exist_ok_makes_a_finished_run_anew_with_everything_that_it_needs(stage, world):

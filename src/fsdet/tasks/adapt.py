@@ -21,7 +21,8 @@ SETTINGS = (
     "stage.name=finetune", "stage.freeze=[backbone, neck]", "stage.freeze_norm=true", "episode.queries=16",
     "data.augment.mosaic=0.5", "data.augment.scale=0.25", "data.augment.paste=0.5",
     "loss.weights.bbox=15", "loss.weights.cls=1", "loss.weights.dfl=3",
-    "optim.name=muon", "optim.lr=0.01", "optim.muon_lr=0.01", "optim.min_lr=0.0001", "optim.warmup_epochs=0.1", "optim.ema=0.98", "optim.ema_warmup=30",
+    "optim.name=muon", "optim.lr=0.01", "optim.muon_lr=0.01", "optim.min_lr=0.0001",
+    "optim.warmup_epochs=0.1", "optim.ema=0.98", "optim.ema_warmup=30",
     "eval.every=0", "log.wandb.mode=disabled",
 )  # fmt: skip
 
