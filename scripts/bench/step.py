@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """One stage-1 step of ours against Ultralytics' own, interleaved in one process, on the same images and targets.
 
-Ours: dual head, the losses given by --losses, guards, EMA. Theirs: DetectionModel, v8DetectionLoss, clip, SGD, EMA.
+Ours: dual head, the losses given by --losses, guards, EMA, a row in metrics.jsonl. Theirs: DetectionModel,
+v8DetectionLoss, clip, SGD, EMA. `--against plain` is our own model, losses, clip, SGD and EMA without guards and row.
 Both count process time of one step, so that other load on the machine drops out of the ratio.
 
     python scripts/bench/step.py --pairs 100 --size 320 --batch 4 --threads 1
+    python scripts/bench/step.py --pairs 200 --against plain
 """
 
 import argparse
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +22,9 @@ import torch
 import fsdet  # noqa: F401  (environment switches, before torch)
 from fsdet.config import Guard, Optim
 from fsdet.engine.ema import Ema
-from fsdet.engine.optimizer import build_optimizer
+from fsdet.engine.guard import StepGuard
+from fsdet.engine.optimizer import autocast, build_optimizer
+from fsdet.engine.records import Records
 from fsdet.engine.step import StepController
 from fsdet.models.build import build_model, model_spec
 from fsdet.objective import MultiLoss
@@ -51,10 +57,17 @@ class Ours:
         spec = model_spec(args.backbone, "P3-P5", args.classes, 128, 16, "anchors", True, args.classes)
         self.model = build_model(spec).to(args.device, memory_format=torch.channels_last).train()
         self.objective = MultiLoss({n: WEIGHTS[n] for n in args.losses}).to(args.device)
-        optimizer = build_optimizer(self.param_groups(), Optim(lr=1e-3))
-        ema = Ema(self.model, 0.9999, 2000)
-        self.control = StepController(self, optimizer, device=torch.device(args.device), precision=args.precision,
-                                      guard=Guard(), ema=ema)  # fmt: skip
+        self.device, self.precision = torch.device(args.device), args.precision
+        self.optimizer, self.ema = build_optimizer(self.param_groups(), Optim(lr=1e-3)), Ema(self.model, 0.9999, 2000)
+        self.open(args)
+
+    def open(self, args: argparse.Namespace) -> None:
+        """What guards a step and remembers it."""
+        folder = Path(tempfile.mkdtemp())
+        self.control = StepController(self, self.optimizer, device=self.device, precision=self.precision,
+                                      guard=Guard(), ema=self.ema)  # fmt: skip
+        self.guard, self.records = StepGuard(Guard(), folder), Records(folder)
+        self.records.open()
 
     def param_groups(self):
         return self.model.groups()
@@ -68,6 +81,27 @@ class Ours:
         report = self.control.run([batch], lr_factor=1.0, clip_norm=10.0)
         if not report.committed:
             raise SystemExit(f"our step was rejected: {report}")
+        self.guard.see(report, warm=True)
+        self.records.step(report, 1, report.step, 10.0)
+
+
+class Plain(Ours):
+    """The same training without its guards: forward, backward, clip, step, EMA."""
+
+    def open(self, args: argparse.Namespace) -> None:
+        self.scaler = torch.amp.GradScaler(args.device, enabled=args.precision == "fp16")
+
+    def step(self, batch: Episode) -> None:
+        with autocast(self.device, self.precision):
+            report = self.losses(batch)
+        self.scaler.scale(report.total).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=10.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        self.objective.commit()
 
 
 class Theirs:
@@ -129,24 +163,25 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--against", default="theirs", choices=("theirs", "plain"))
     parser.add_argument("--losses", nargs="+", default=["bbox", "cls", "dfl", "supcon"], choices=sorted(WEIGHTS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ours, theirs = Ours(args), Theirs(args)
+    ours, theirs = Ours(args), {"theirs": Theirs, "plain": Plain}[args.against](args)
     batches = [scene(args.batch, args.size, args.classes, seed) for seed in range(4)]
     rows = []
     for i in range(args.pairs + 3):
         batch = batches[i % 4].to(torch.device(args.device))
         order = (ours, theirs) if i % 2 else (theirs, ours)
-        spent = {type(s).__name__: seconds(s, batch, args.device) for s in order}
-        rows.append((spent["Ours"], spent["Theirs"]))
+        spent = {s: seconds(s, batch, args.device) for s in order}
+        rows.append((spent[ours], spent[theirs]))
     rows = np.array(rows[3:])
     ratio = rows[:, 0] / rows[:, 1]
     boot = np.random.default_rng(0).choice(ratio, (2000, len(ratio)))
     low, high = np.quantile(np.median(boot, 1), (0.025, 0.975))
     print(f"{args.backbone} {args.size} px batch {args.batch} {args.precision} {args.device}, {args.threads} threads, "
           f"{len(rows)} pairs, losses {' '.join(args.losses)}")  # fmt: skip
-    print(f"ours {1000 * np.median(rows[:, 0]):.1f} ms, theirs {1000 * np.median(rows[:, 1]):.1f} ms, "
+    print(f"ours {1000 * np.median(rows[:, 0]):.1f} ms, {args.against} {1000 * np.median(rows[:, 1]):.1f} ms, "
           f"ratio median {np.median(ratio):.3f} (95 % {low:.3f} to {high:.3f})")  # fmt: skip
     return 0
 
