@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet eval checkpoints/stage2/best.pt --shots 1,5 --seeds 3 --json results.json
-fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.json"""
+fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.json
+fsdet eval --study scripts/bench/fewshot.yaml"""
 
 import argparse
 from pathlib import Path
@@ -9,7 +10,7 @@ from fsdet.cli._arguments import add_device, count, existing, numbers
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """CHECKPOINT with options, or --table FILE..."""
+    """CHECKPOINT with options, --table FILE..., or --study FILE"""
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--data", metavar="D", help="data YAML; default: the one the checkpoint was trained on")
     parser.add_argument("--shots", type=numbers, metavar="1,3,5", help="support instances a class")
@@ -21,9 +22,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--json", type=Path, metavar="OUT", help="write results.json here, and pictures beside it")
     add_device(parser)
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print finished results.json files")
+    parser.add_argument("--study", type=Path, metavar="FILE", help="methods x trainings x K x draws; resumable")
     args = parser.parse_args(argv)
-    if (args.checkpoint is None) == (args.table is None):
-        parser.error("expected CHECKPOINT, or --table FILE...")
+    if sum(way is not None for way in (args.checkpoint, args.table, args.study)) != 1:
+        parser.error("expected CHECKPOINT, --table FILE... or --study FILE")
     return args
 
 
@@ -33,6 +35,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.table:
         print(table([read_results(path) for path in args.table], [_label(path) for path in args.table]))
+        return 0
+    if args.study:
+        from fsdet.tasks import study
+
+        print(study.run(existing(args.study, "a study file", "scripts/bench/fewshot.yaml is one"), args.device))
         return 0
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     from fsdet.tasks import protocol

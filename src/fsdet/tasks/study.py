@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`fsdet eval --study FILE`: methods x trainings x K x draws on one test split, resumable, one table and one figure.
+
+A cell is one evaluation: a checkpoint under all K and draws where nothing is trained, one fine-tuning per checkpoint, K
+and draw where something is. A cell that has its results.json, made from the same checkpoint and settings, is not made
+again; a fine-tuning that was interrupted is resumed.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fsdet import config as configs
+from fsdet import tasks, yaml_strict
+from fsdet.config import Section
+from fsdet.engine.checkpoint import is_finished
+from fsdet.errors import ConfigError, did_you_mean, explain
+from fsdet.evaluation import summary
+from fsdet.files import write_durably
+from fsdet.pictures import plot_shots
+from fsdet.tasks.protocol import evaluate_checkpoint
+
+log = logging.getLogger("fsdet")
+SHARED = ("setting", "metric", "split")
+
+
+class Method(Section):
+    """checkpoints: one per training of the detector. config: the stage-3 file that each is fine-tuned by, for every K
+    and draw; without it classes are registered and nothing is trained. overrides: key=value words for that file.
+    results: finished results.json files instead, of a rival for example.
+    """
+
+    checkpoints: tuple[str, ...] = ()
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+
+
+class Plan(Section):
+    """A study file: what is compared, on what, how often."""
+
+    data: str
+    out: str
+    shots: tuple[int, ...] = (1, 3, 5, 10)
+    seeds: int = Field(default=10, ge=1)
+    setting: Literal["gfsod", "fsod"] = "gfsod"
+    metric: Literal["coco", "voc07"] = "coco"
+    split: str = "test"
+    methods: dict[str, Method]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: of `checkpoint`, registered under all K and draws, or fine-tuned for one of each."""
+
+    folder: Path
+    checkpoint: Path
+    method: Method
+    shots: tuple[int, ...]
+    seed: int | None
+
+
+def read_plan(path: Path) -> Plan:
+    """A study file. Raises ConfigError with every problem, each with file and line."""
+    document = yaml_strict.read(path)
+    problems = list(document.problems)
+    plan = None
+    try:
+        plan = Plan.model_validate(document.value or {})
+    except ValidationError as error:
+        for item in error.errors(include_url=False, include_context=False):
+            key = tuple(str(part) for part in item["loc"])
+            near = did_you_mean(key[-1], [*Plan.model_fields, *Method.model_fields]) if key else ""
+            problems.append(f"{document.where(key)}: key '{'.'.join(key)}': {item['msg']}.{near}")
+    for name, method in plan.methods.items() if plan else ():
+        missing = [p for p in (*method.checkpoints, *method.results, method.config) if p and not Path(p).is_file()]
+        where = document.where(("methods", name))
+        problems += [f"{where}: method '{name}': expected a file, got nothing at '{p}'" for p in missing]
+        if bool(method.checkpoints) == bool(method.results):
+            problems.append(f"{where}: method '{name}': expected either checkpoints or results")
+    if problems or plan is None:
+        raise ConfigError("\n  ".join([f"{len(problems)} problems in a study:", *problems]))
+    return plan
+
+
+def run(path: Path, device: str = "auto") -> str:
+    """Make every cell that is missing; writes OUT/<method>.json, table.md and shots.png. Returns the table.
+
+    Raises:
+        ConfigError: the study file. UserError, DataError, CheckpointError: of a cell; what was made before it stays.
+    """
+    plan = read_plan(path)
+    merged: dict[str, dict] = {}
+    for name, method in plan.methods.items():
+        found = [summary.read_results(p) for p in method.results]
+        found += [_made(cell, plan, device) for cell in _cells(plan, name, method)]
+        merged[name] = merge(found)
+        summary.write_json(_home(plan, name).with_suffix(".json"), merged[name])
+    text = summary.table(list(merged.values()), list(merged))
+    write_durably(Path(plan.out) / "table.md", (text + "\n").encode())
+    plot_shots(list(merged.values()), Path(plan.out) / "shots.png", list(merged))
+    return text
+
+
+def _home(plan: Plan, name: str) -> Path:
+    return Path(plan.out) / "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+
+
+def _cells(plan: Plan, name: str, method: Method) -> Iterator[Cell]:
+    for i, checkpoint in enumerate(method.checkpoints):
+        folder = _home(plan, name) / f"training{i}"
+        if method.config is None:
+            yield Cell(folder, Path(checkpoint), method, plan.shots, None)
+            continue
+        for k in plan.shots:
+            for seed in range(plan.seeds):
+                yield Cell(folder / f"{k}shot_seed{seed}", Path(checkpoint), method, (k,), seed)
+
+
+def _made(cell: Cell, plan: Plan, device: str) -> dict:
+    """The cell's results, read when they are there."""
+    stamp, out = _stamp(cell, plan), cell.folder / "results.json"
+    if out.is_file():
+        found = summary.read_results(out)
+        if found.get("study") == stamp:
+            return found
+        raise ConfigError(explain("results of this study's settings", "of other ones", str(out),
+                                  "name another `out`, or remove that folder"))  # fmt: skip
+    log.info("study: %s", cell.folder)
+    checkpoint = cell.checkpoint if cell.seed is None else _fine_tuned(cell, plan, device)
+    found = evaluate_checkpoint(checkpoint, data=plan.data, shots=cell.shots, seeds=plan.seeds, setting=plan.setting,
+                                metric=plan.metric, split=plan.split, device=device)  # fmt: skip
+    summary.write_json(out, {**found, "study": stamp})
+    return summary.read_results(out)
+
+
+def _stamp(cell: Cell, plan: Plan) -> str:
+    """Hash of everything that shapes a cell."""
+    draws = plan.seeds if cell.seed is None else [cell.seed]
+    parts = [hashlib.sha256(cell.checkpoint.read_bytes()).hexdigest(), *(getattr(plan, key) for key in SHARED),
+             plan.data, cell.shots, draws, cell.method.overrides]  # fmt: skip
+    if cell.method.config:
+        parts.append(configs.dump(configs.load(cell.method.config)))
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _fine_tuned(cell: Cell, plan: Plan, device: str) -> Path:
+    """best.pt of stage 3 on one draw: the same one that registration takes for that K and seed."""
+    run = cell.folder / "run"
+    own = [f"data.path={plan.data}", f"stage.init_from={cell.checkpoint}", f"run.dir={run}", f"run.device={device}",
+           f"run.seed={cell.seed}", f"episode.shots={cell.shots[0]}", "log.wandb.mode=disabled"]  # fmt: skip
+    config = configs.load(cell.method.config, [*own, *cell.method.overrides])
+    if is_finished(run):
+        return run / "best.pt"
+    return tasks.build(config, resume=(run / "last.pt").exists()).fit().best
+
+
+def merge(results: Sequence[Mapping[str, Any]]) -> dict:
+    """Several results.json dicts as one: each K's values one after another, so that an interval spans them all.
+
+    Raises:
+        ConfigError: they differ in setting, metric or split.
+    """
+    first = results[0]
+    for key in SHARED:
+        if len({str(r.get(key)) for r in results if r.get(key) is not None}) > 1:
+            got = ", ".join(sorted({str(r.get(key)) for r in results}))
+            raise ConfigError(explain(f"results of one {key}", got, "study", "compare like with like"))
+    ks = sorted({int(k) for r in results for k in r["shots"]})
+    shots = {str(k): {name: summary.interval(_values(results, str(k), name)) for name in summary.FIGURES} for k in ks}
+    standard = {key: _mean([r["standard"].get(key) for r in results]) for key in ("bAP50", "bAP")}
+    draws = max(len(v["nAP50"]["values"]) for v in shots.values())
+    hashes = list(dict.fromkeys(str(r["checkpoint_sha256"]) for r in results))
+    return {**{k: first.get(k) for k in ("setting", "metric", "split")}, "tta": False, "standard": standard,
+            "shots": shots, "seeds": list(range(draws)), "checkpoint_sha256": hashes[0], "checkpoints_sha256": hashes,
+            "ms_per_image": _mean([r["ms_per_image"] for r in results])}  # fmt: skip
+
+
+def _values(results: Sequence[Mapping], k: str, name: str) -> list[float]:
+    values = [v for r in results if k in r["shots"] for v in r["shots"][k][name]["values"]]
+    return [float("nan") if v is None else v for v in values]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else float("nan")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A study: every cell once, the same draws for every method, merged values, and nothing made twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fsdet.cli.main import main
+from fsdet.errors import ConfigError
+from fsdet.evaluation import summary
+from fsdet.tasks import protocol, study
+
+QUICK = ["run.threads=1", "data.workers=0", "data.image_size=96", "data.support_size=64", "episode.queries=2",
+         "model.embed_dim=16", "optim.steps=1", "optim.warmup_epochs=0"]  # fmt: skip
+
+
+@pytest.fixture
+def written(best, small_demo, tmp_path):
+    """A study of registration (1 and 2 shots) and of one step of stage 3; its file."""
+    tuned = tmp_path / "tune.yaml"
+    tuned.write_text("stage: {name: finetune, freeze: [backbone, neck], freeze_norm: true}\n")
+    plan = {"data": str(small_demo), "out": str(tmp_path / "out"), "shots": [1, 2], "seeds": 2,
+            "methods": {"registration": {"checkpoints": [str(best)]},
+                        "stage 3": {"checkpoints": [str(best)], "config": str(tuned), "overrides": QUICK}}}  # fmt: skip
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(plan))
+    return path
+
+
+def test_a_study_makes_each_cell_once_and_its_table_from_their_values(written, capsys, monkeypatch):
+    assert main(["eval", "--study", str(written), "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    out = written.parent / "out"
+    assert {p.name for p in out.iterdir()} >= {"registration.json", "stage_3.json", "table.md", "shots.png"}
+    cells = sorted(p.parent.name for p in (out / "stage_3").rglob("results.json"))
+    assert cells == ["1shot_seed0", "1shot_seed1", "2shot_seed0", "2shot_seed1"]
+    merged = summary.read_results(out / "stage_3.json")
+    one = [summary.read_results(out / f"stage_3/training0/2shot_seed{s}/results.json") for s in (0, 1)]
+    values = [r["shots"]["2"]["bAP50"]["values"][0] for r in one]
+    assert merged["shots"]["2"]["bAP50"]["values"] == values
+    assert merged["shots"]["2"]["bAP50"]["mean"] == pytest.approx(np.mean(values))
+    assert (out / "table.md").read_text().strip() in table
+
+    def never(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(study, "evaluate_checkpoint", never)
+    assert main(["eval", "--study", str(written), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_fine_tuning_takes_the_draw_that_registration_takes(written, best, small_demo):
+    plan = study.read_plan(written)
+    cells = study._cells(plan, "stage 3", plan.methods["stage 3"])
+    run = study._fine_tuned(next(c for c in cells if c.shots == (2,) and c.seed == 1), plan, "cpu").parent
+    from fsdet import config, tasks
+    from fsdet.tasks.loading import load_trained
+
+    task = tasks.build(config.load(run / "config.yaml"), resume=True).task
+    data = tasks.read_data(config.load(run / "config.yaml"))
+    drawn = protocol.draw_shots(data.split("support"), range(80, 96), [1, 2], 1, data.names)
+    assert sorted(task.batches.shots) == sorted((c, *p) for c, picks in drawn.items() for p in picks[:2])
+    assert load_trained(run / "best.pt").spec["shots"] == 2
+
+
+def test_other_settings_in_the_same_folder_are_refused(written, capsys):
+    plan = json.loads(written.read_text())
+    del plan["methods"]["stage 3"]
+    written.write_text(json.dumps(plan))
+    assert main(["eval", "--study", str(written), "--device", "cpu"]) == 0
+    written.write_text(json.dumps({**plan, "seeds": 1}))
+    assert main(["eval", "--study", str(written), "--device", "cpu"]) == 2
+    assert "expected results of this study's settings" in capsys.readouterr().err
+
+
+def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("data: x\nout: y\nseed: 3\nmethods:\n  a: {checkpoints: [no.pt]}\n  b: {}\n")
+    with pytest.raises(ConfigError) as told:
+        study.read_plan(path)
+    assert f"{path}:3: key 'seed'" in str(told.value) and "Did you mean 'seeds'" in str(told.value)
+    path.write_text(path.read_text().replace("seed: 3\n", ""))
+    with pytest.raises(ConfigError) as told:
+        study.read_plan(path)
+    assert f"{path}:4: method 'a': expected a file, got nothing at 'no.pt'" in str(told.value)
+    assert f"{path}:5: method 'b': expected either checkpoints or results" in str(told.value)
+
+
+def test_results_of_two_settings_are_not_merged(best, small_demo):
+    rows = [protocol.evaluate_checkpoint(best, shots=[1], seeds=1, setting=s) for s in ("gfsod", "fsod")]
+    with pytest.raises(ConfigError, match="results of one setting"):
+        study.merge(rows)
+
+
+def test_the_shipped_study_is_well_formed(monkeypatch, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.chdir(tmp_path)
+    for name in ("checkpoints/stage2/best.pt", "configs/demo/stage_3.yaml"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("")
+    assert set(study.read_plan(root / "scripts/bench/fewshot.yaml").methods) == {"registration", "stage 3"}
