@@ -96,7 +96,7 @@ def test_version(capsys):
         (["probe"], "expected CONFIG, or --incident DIR"),
         (["probe", "--incident", "none"], "none/batch.pt: expected an incident's batch.pt, got nothing there"),
         (["info", "none.pt"], "got nothing there"),
-        (["eval"], "expected CHECKPOINT, or --table"),
+        (["eval"], "expected CHECKPOINT, --table"),
         (["eval", "none.pt"], "none.pt: expected a checkpoint, got nothing there"),
         (["eval", "none.pt", "--shots", "1,x"], "expected numbers such as 1,3,5, got '1,x'"),
         (["eval", "none.pt", "--shots", "0"], "expected numbers from 1 up"),
