@@ -84,12 +84,14 @@ def test_kernels_have_their_own_rate_and_the_log_names_it():
     assert kernels and all(p.ndim == 4 for p in kernels)
 
 
-def test_a_step_of_a_kernel_has_the_length_its_rate_says_in_any_memory_format():
+@pytest.mark.parametrize("shape", [(32, 8, 3, 3), (32, 4, 1, 1)])
+def test_a_step_of_a_kernel_has_the_length_its_rate_says_in_any_memory_format(shape):
+    """Every output moves by the rate, whether the matrix is wide or tall."""
     torch.manual_seed(0)
-    gradient = torch.randn(32, 8, 3, 3)
+    gradient = torch.randn(shape)
     moves = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        weight = nn.Parameter(torch.zeros(32, 8, 3, 3).to(memory_format=layout))
+        weight = nn.Parameter(torch.zeros(shape).to(memory_format=layout))
         weight.grad = gradient.to(memory_format=layout)
         Muon([{"params": [weight], "lr": 0.1}]).step()
         moves.append(weight.detach().contiguous())

@@ -145,8 +145,8 @@ def test_a_disguised_episode_trains_its_ways_and_nothing_of_the_base_classes(set
 @pytest.mark.parametrize("mode", ["dual", "standard", "prototype"])
 def test_a_fresh_models_first_batch_costs_what_is_expected(settings, mode):
     """The formula knows priors and points only; the batch is real. Levels weigh differently by batch: hence 15 %."""
-    config = settings(f"stage.mode={mode}", "episode.queries=8", "model.embed_dim=128", "loss.weights.supcon=0.1",
-                      "loss.weights.triplet=0.1", "loss.weights.cpe=0.1")  # fmt: skip
+    config = settings(f"stage.mode={mode}", "episode.queries=16", "data.image_size=192", "model.embed_dim=128",
+                      *(f"loss.weights.{name}=0.1" for name in ("supcon", "triplet", "cpe")))  # fmt: skip
     task = build_task(config, read_data(config), resume=True)[0]
     with torch.no_grad():
         report = task.losses(task.batch(0))
