@@ -44,6 +44,16 @@ def test_dfl_and_cpe_are_not_judged_during_warm_up(tmp_path):
     assert names(StepGuard(Guard(), tmp_path), report(dfl=9.0, cpe=0.0), warm=False) == []
 
 
+def test_clipping_is_judged_after_warm_up_and_norms_always(tmp_path):
+    guard = StepGuard(Guard(), tmp_path)
+    assert names(guard, report(ratio=101), warm=False) == []
+    assert names(guard, report(norm=1.01e4, ratio=101), report(norm=1.01e5, ratio=101), warm=False) == [
+        "norm_warning",
+        "norm_explosion",
+    ]
+    assert names(guard, report(ratio=101)) == ["clip_ratio"]  # not counted as raised before
+
+
 def test_a_jump_of_the_loss_is_told_against_its_running_mean(tmp_path):
     guard = StepGuard(Guard(), tmp_path)
     assert names(guard, *[report(total=1.0)] * 30, report(total=1.9)) == []

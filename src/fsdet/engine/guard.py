@@ -64,7 +64,7 @@ class StepGuard:
         self.recent.append(report.outcome)
         self.in_row = self.in_row + 1 if report.outcome in REJECTED else 0
         self.low_scale = self.low_scale + 1 if report.loss_scale < self.limits.min_scale else 0
-        flags = [*self._scale_flags(report), *(self._norm_flags(report) if report.committed else ())]
+        flags = [*self._scale_flags(report), *(self._norm_flags(report, warm) if report.committed else ())]
         if report.committed:
             self.last_norms.append(report.grad_l2_preclip)
             flags += [*self._loss_flags(report, warm)]
@@ -87,7 +87,7 @@ class StepGuard:
             )
         ]
 
-    def _norm_flags(self, report: StepReport) -> list[Flag]:
+    def _norm_flags(self, report: StepReport, warm: bool) -> list[Flag]:
         limits, norm, out = self.limits, report.grad_l2_preclip, []
         if norm > limits.norm_explosion:
             out.append(
@@ -98,7 +98,7 @@ class StepGuard:
             )
         elif norm > limits.norm_warning:
             out.append(Flag("norm_warning", f"Large gradient norm ({norm:.2f}) at step {report.step}"))
-        if report.clip_ratio > limits.clip_ratio:
+        if warm and report.clip_ratio > limits.clip_ratio:  # the first gradients are large by nature
             out.append(
                 Flag(
                     "clip_ratio",
