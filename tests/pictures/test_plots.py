@@ -55,10 +55,51 @@ def test_results_without_numbers_are_refused(tmp_path, text):
         plot_results(csv, tmp_path / "results.png")
 
 
-def test_smoothing_keeps_constants_and_straight_middles():
-    assert plots._smooth(np.full(9, 3.0)) == pytest.approx(np.full(9, 3.0))
-    line = np.arange(41.0)
-    assert plots._smooth(line)[15:26] == pytest.approx(line[15:26])
+def test_results_draws_no_counter_and_all_learning_rates_in_one_panel(tmp_path, figures):
+    csv = tmp_path / "results.csv"
+    rows = ["1,100,100,9,3,0.02,0.01,", "2,200,200,19,2,0.01,0.005,", "3,300,300,29,1,0,0,"]
+    header = "epoch,step,batch,time,train/total_loss,lr/head,lr/backbone,lr/nothing"
+    csv.write_text("\n".join([header, *rows]))
+    plot_results(csv, tmp_path / "results.png")
+    loss, rates = (axes for axes in figures[0].axes if axes.has_data())
+    assert (loss.get_title(), rates.get_title()) == ("train/total_loss", "lr")
+    assert [text.get_text() for text in rates.get_legend().get_texts()] == ["head", "backbone"]
+    assert [line.get_ydata().tolist() for line in rates.lines] == [[0.02, 0.01, 0], [0.01, 0.005, 0]]
+    assert rates.get_yscale() == "linear"  # a schedule that falls to 0 is not groups that differ
+    assert loss.get_xlim() == rates.get_xlim() == pytest.approx((0.9, 3.1))
+
+
+@pytest.mark.parametrize("backbone, scale", [("0.011", "linear"), ("0.01", "log"), ("0", "linear")])
+def test_learning_rates_far_apart_are_drawn_on_a_logarithmic_axis(tmp_path, figures, backbone, scale):
+    csv = tmp_path / "results.csv"
+    csv.write_text(f"epoch,lr/head,lr/backbone\n1,0.1,{backbone}\n2,0,0\n")
+    plot_results(csv, tmp_path / "results.png")
+    (panel,) = (axes for axes in figures[0].axes if axes.has_data())
+    assert panel.get_yscale() == scale
+
+
+@pytest.mark.parametrize("values, top", [((0.9155, 0.9167), 1), ((91.55, 91.67), 100), ((0.0, 1.0), 1)])
+def test_panels_of_a_validation_show_the_whole_scale(tmp_path, figures, values, top):
+    csv = tmp_path / "results.csv"
+    csv.write_text(f"epoch,val/base/AP50,train/cls_loss\n1,{values[0]},0.91\n2,{values[1]},0.92\n")
+    plot_results(csv, tmp_path / "results.png")
+    limits = {axes.get_title(): axes.get_ylim() for axes in figures[0].axes if axes.has_data()}
+    assert limits["val/base/AP50"] == (0, top)
+    assert limits["train/cls_loss"] == pytest.approx((0.9095, 0.9205))
+
+
+@pytest.mark.parametrize("rows", [5, 9, 41])
+def test_smoothing_keeps_straight_lines_and_both_ends(rows):
+    line = 3 - 0.5 * np.arange(rows)
+    assert plots._smooth(line) == pytest.approx(line)
+    falling = 10.0 / np.arange(1, rows + 1)
+    smooth = plots._smooth(falling)
+    assert (smooth[0], smooth[-1]) == pytest.approx((falling[0], falling[-1]))
+    assert np.all(np.diff(smooth) < 0)
+
+
+def test_smoothing_evens_out_what_alternates():
+    assert plots._smooth(np.tile([0.0, 1.0], 20))[5:35] == pytest.approx(np.full(30, 0.5), abs=0.01)
 
 
 def test_labels_counts_boxes_of_every_class(tmp_path, figures):
@@ -68,8 +109,20 @@ def test_labels_counts_boxes_of_every_class(tmp_path, figures):
     ]
     assert inked(plot_labels(records, ["king", "queen", "jack", "ace"], tmp_path / "labels.png")) > 0.01
     assert [bar.get_height() for bar in figures[0].axes[0].patches] == [1, 0, 1, 0]
+    assert [text.get_text() for text in figures[0].axes[0].get_xticklabels()] == ["king", "queen", "jack", "ace"]
     with pytest.raises(DataError):
         plot_labels(records[1:], ["king"], tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("count, step", [(40, 1), (41, 2), (80, 2), (1203, 31)])
+def test_labels_names_as_many_classes_as_fit(tmp_path, figures, count, step):
+    names = [f"class {i}" for i in range(count)]
+    names[0] = "a long name that would leave no room"
+    plot_labels([ImageRecord(Path("a.jpg"), (100, 200), [[0, 0, 50, 50]], [3])], names, tmp_path / "labels.png")
+    ticks = figures[0].axes[0]
+    assert ticks.get_xticks().tolist() == list(range(0, count, step))
+    shown = [text.get_text() for text in ticks.get_xticklabels()]
+    assert shown == ["a long name that would …", *names[step::step]]
 
 
 def test_confusion_prints_shares_of_each_true_class(tmp_path, figures):
@@ -88,6 +141,8 @@ def test_pr_leaves_out_classes_without_ground_truth(tmp_path, figures):
     assert inked(plot_pr(precision, ["king", "queen", "jack"], tmp_path / "pr.png")) > 0.005
     labels = [line.get_label() for line in figures[0].axes[0].lines]
     assert labels == ["king 0.500", "jack 0.500", "all classes 0.500"]
+    plot_pr(precision, ["king", "queen", "jack"], tmp_path / "pr.png", mean="novel classes")
+    assert figures[1].axes[0].lines[-1].get_label() == "novel classes 0.500"
     assert plot_pr(precision[1:2], ["queen"], tmp_path / "none.png").exists()
     with pytest.raises(ShapeError):
         plot_pr(precision, ["king"], tmp_path / "x.png")

@@ -21,34 +21,74 @@ if TYPE_CHECKING:
     from fsdet.types import ImageRecord  # at run time it would import torch
 
 _AXES = ("epoch", "step")  # columns of results.csv that are the horizontal axis, best first
+_COUNTERS = (*_AXES, "batch", "time")  # columns without a panel
+_RATES = "lr/"  # columns that share a panel
+_LOG_FROM = 10.0  # ratio of two learning rates of one row from which their panel is logarithmic
+_NAMES_A_ROW, _NAME = 40, 24  # class names under an axis, characters of one
 _LINE = "#2f6fb3"
 _SOFT = "#e8833a"
 
 
 def plot_results(csv_path: str | Path, out: str | Path) -> Path:
-    """results.png of a run: a panel for every column of results.csv, as measured and smoothed.
+    """results.png of a run: a panel for every column of results.csv, as measured and smoothed; one for all lr/ columns.
 
     Raises:
         DataError: the file is missing or has no row with a number.
     """
     columns = _read_columns(Path(csv_path))
     axis = next((name for name in _AXES if name in columns), None)
-    series = {k: v for k, v in columns.items() if k not in (*_AXES, "time") and np.isfinite(v).any()}
+    series = {k: v for k, v in columns.items() if k not in _COUNTERS and np.isfinite(v).any()}
     if not series:
         raise DataError(explain("rows of numbers", "none", str(csv_path), "train for at least one epoch"))
     x = columns[axis] if axis else np.arange(1, len(next(iter(series.values()))) + 1)
-    wide = min(5, len(series))
-    figure, panels = _figure(wide, math.ceil(len(series) / wide), (3.0, 2.5))
+    rates = {k: series.pop(k) for k in list(series) if k.startswith(_RATES)}
+    count = len(series) + bool(rates)
+    wide = min(5, count)
+    figure, panels = _figure(wide, math.ceil(count / wide), (3.0, 2.5))
     for panel, (name, y) in zip(panels, series.items(), strict=False):
-        here = np.isfinite(y) & np.isfinite(x)
-        panel.plot(x[here], y[here], marker="o", markersize=3, linewidth=1.4, color=_LINE, label="measured")
-        if here.sum() > 4:
-            panel.plot(x[here], _smooth(y[here]), linestyle=":", linewidth=2, color=_SOFT, label="smoothed")
-        panel.set_title(name, fontsize=9)
-    for panel in panels[len(series) - min(wide, len(series)) : len(series)]:
+        _curve(panel, x, y, name)
+    if series:
+        panels[0].legend(fontsize=7, frameon=False)
+    if rates:
+        _rates(panels[len(series)], x, rates)
+    for panel in panels[:count]:
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        if np.nanmax(x) > np.nanmin(x):
+            panel.set_xlim(_widened(x))
+    for panel in panels[count - wide : count]:
         panel.set_xlabel(axis or "row", fontsize=8)
-    panels[0].legend(fontsize=7, frameon=False)
     return _save(figure, out)
+
+
+def _curve(panel: "Axes", x: np.ndarray, y: np.ndarray, name: str) -> None:
+    """One column, as measured and smoothed; of a validation from 0 to 1, or to 100 if it is in per cent."""
+    here = np.isfinite(y) & np.isfinite(x)
+    panel.plot(x[here], y[here], marker="o", markersize=3, linewidth=1.4, color=_LINE, label="measured")
+    if here.sum() > 4:
+        panel.plot(x[here], _smooth(y[here]), linestyle=":", linewidth=2, color=_SOFT, label="smoothed")
+    panel.set_title(name, fontsize=9)
+    if name.startswith("val/") and 0 <= y[here].min(initial=0) and y[here].max(initial=0) <= 100:
+        panel.set_ylim(0, 1 if y[here].max(initial=0) <= 1 else 100)
+
+
+def _rates(panel: "Axes", x: np.ndarray, rates: Mapping[str, np.ndarray]) -> None:
+    """The learning rate of every group; equal ones lie on one another, the first being the widest."""
+    for i, (name, y) in enumerate(rates.items()):
+        here = np.isfinite(y) & np.isfinite(x)
+        width = 1.2 + 0.5 * (len(rates) - 1 - i)
+        panel.plot(x[here], y[here], linewidth=width, color=_hex(i), label=name.removeprefix(_RATES))
+    values = np.stack(list(rates.values()))
+    known = np.where(values > 0, values, np.nan)
+    known = known[:, np.isfinite(known).any(0)]
+    if known.size and (np.nanmax(known, 0) >= _LOG_FROM * np.nanmin(known, 0)).any():
+        panel.set_yscale("log", nonpositive="mask")
+    panel.set_title(_RATES.rstrip("/"), fontsize=9)
+    panel.legend(fontsize=6, frameon=False)
+
+
+def _widened(x: np.ndarray, share: float = 0.05) -> tuple[float, float]:
+    low, high = float(np.nanmin(x)), float(np.nanmax(x))
+    return low - share * (high - low), high + share * (high - low)
 
 
 def plot_labels(records: "Sequence[ImageRecord]", names: Sequence[str], out: str | Path) -> Path:
@@ -106,8 +146,8 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *,
     return _save(figure, out)
 
 
-def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path) -> Path:
-    """Precision over recall at IoU .5: [C, R] at R even recalls, nan rows left out; the mean in bold.
+def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path, *, mean: str = "all classes") -> Path:
+    """Precision over recall at IoU .5: [C, R] at R even recalls, nan rows left out; their mean in bold, called `mean`.
 
     Raises:
         ShapeError: unless there is one row per name.
@@ -121,8 +161,8 @@ def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path) -> Pat
         label = f"{names[i]} {precision[i].mean():.3f}" if len(known) <= 20 else None
         panel.plot(recall, precision[i], linewidth=1.2, color=_hex(i), label=label)
     if known:
-        mean = precision[known].mean(0)
-        panel.plot(recall, mean, linewidth=2.8, color="#20242c", label=f"all classes {mean.mean():.3f}")
+        middle = precision[known].mean(0)
+        panel.plot(recall, middle, linewidth=2.8, color="#20242c", label=f"{mean} {middle.mean():.3f}")
         panel.legend(fontsize=8, frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left", title="AP50")
     panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     panel.set_title("precision and recall at IoU .5", fontsize=10)
@@ -183,18 +223,23 @@ def _float(text: str | None) -> float:
         return math.nan
 
 
-def _smooth(y: np.ndarray, sigma: float = 2.0) -> np.ndarray:
-    """Gaussian mean over neighbours; at the ends over those there are."""
-    index = np.arange(len(y))
-    weight = np.exp(-0.5 * ((index[:, None] - index[None]) / sigma) ** 2)
-    return weight @ y / weight.sum(1)
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Gaussian mean over neighbours, continued beyond both ends by point reflection: it starts and ends at the data."""
+    sigma = min(2.0, len(y) / 10)  # rows
+    reach = min(math.ceil(3 * sigma), len(y) - 1)
+    before, after = 2 * y[0] - y[reach:0:-1], 2 * y[-1] - y[-2 : -reach - 2 : -1]
+    weight = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return np.convolve(np.concatenate([before, y, after]), weight / weight.sum(), "valid")
 
 
 def _bars(panel: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
     panel.bar(range(len(counts)), counts, color=[_hex(i) for i in range(len(counts))])
     panel.set_title("boxes a class", fontsize=10)
-    if len(counts) <= 40:
-        panel.set_xticks(range(len(counts)), list(names)[: len(counts)], rotation=90, fontsize=7)
+    shown = range(0, len(counts), math.ceil(len(counts) / _NAMES_A_ROW))
+    texts = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in (names[i] for i in shown)]
+    panel.set_xticks(shown, texts, rotation=90, fontsize=7 if len(shown) <= 30 else 6)
+    panel.grid(axis="x", visible=False)
+    panel.margins(x=0.02)
 
 
 def _outlines(panel: "Axes", extent: np.ndarray, labels: np.ndarray, limit: int = 600) -> None:

@@ -31,7 +31,7 @@ def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabu
     novel_names = [names[c] for c in study.novel]
     paths = [
         plot_confusion(confusion_matrix(records, detections, len(names)), names, folder / "confusion.png"),
-        plot_pr(scores.class_precision[study.novel], novel_names, folder / "pr_novel.png"),
+        plot_pr(scores.class_precision[study.novel], novel_names, folder / "pr_novel.png", mean="novel classes"),
         plot_shots([results], folder / "shots.png", [trained.path.parent.name]),
     ]
     return paths + _sheets(trained, study, shown, detections, folder / "episodes")
