@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from fsdet.files import write_durably
+from fsdet.errors import UserError
+from fsdet.files import is_json_with, refuse_foreign, write_durably
 
 
 def test_replaces_or_makes_the_file_and_its_folder(tmp_path):
@@ -35,3 +36,18 @@ def test_the_content_is_on_disk_before_the_name_is_and_the_name_before_it_return
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), rename(a, b)))
     write_durably(tmp_path / "file", b"x")
     assert order == ["sync", "rename", "sync"]
+
+
+def test_a_file_of_another_kind_and_a_folder_are_refused_and_stay(tmp_path):
+    ours = is_json_with("setting", "shots")
+    path = tmp_path / "file.json"
+    refuse_foreign(path, "a results.json", ours)
+    path.write_text('{"setting": 1, "shots": {}}')
+    refuse_foreign(path, "a results.json", ours)
+    for text in ('{"setting": 1}', "[1]", "no json", "\xff"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="expected no file yet, or a .*, got another file"):
+            refuse_foreign(path, "a results.json", ours)
+        assert path.read_text() == text
+    with pytest.raises(UserError, match="got a folder"):
+        refuse_foreign(tmp_path, "a results.json", ours)

@@ -55,7 +55,7 @@ class PrototypeBank:
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
         if name not in self.names:
-            raise UserError(explain(f"one of {', '.join(self.names)}", repr(name), "bank",
+            raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), "bank",
                                     f"name a registered class.{did_you_mean(name, self.names)}"))  # fmt: skip
         kept = [(n, t) for n, t in zip(self.names, self.instances, strict=True) if n != name]
         return replace(self, names=tuple(n for n, _ in kept), instances=tuple(t for _, t in kept))
@@ -78,8 +78,20 @@ class PrototypeBank:
         return write_durably(path, save(tensors, header))
 
     @staticmethod
+    def is_bank(path: Path) -> bool:
+        """Whether a file is a bank, of whatever weights."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                return (file.metadata() or {}).get("format") == FORMAT
+        except (SafetensorError, OSError):
+            return False
+
+    @staticmethod
     def load(path: Path) -> "PrototypeBank":
         """Raises CheckpointError when the file is missing, damaged or no bank."""
+        if not path.is_file():
+            got = "a folder" if path.is_dir() else "nothing there"
+            raise CheckpointError(explain("a bank file", got, str(path), "check the path; fsdet register writes one"))
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
@@ -90,5 +102,5 @@ class PrototypeBank:
                 instances = tuple(file.get_tensor(f"instances.{i}") for i in range(len(names)))
                 return PrototypeBank(names, instances, header["model_sha256"])
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(explain("a readable bank", f"{type(error).__name__} ({error})", str(path),
-                                          "register the classes again with fsdet register")) from error  # fmt: skip
+            raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
+                                          "check the path, or register the classes again")) from error  # fmt: skip

@@ -1,8 +1,38 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Writing a file whole or not at all: the one place that replaces files users may have."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from fsdet.errors import UserError, explain
+
+
+def refuse_foreign(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Let `path` be written when nothing is there, or something of the same kind.
+
+    Raises:
+        UserError: a folder, or a file that is no `what`; a user's own file is never replaced.
+    """
+    if path.is_dir():
+        raise UserError(explain(f"a file name for {what}", "a folder", str(path), "name a file in it"))
+    if path.exists() and not is_ours(path):
+        raise UserError(explain(f"no file yet, or {what}", "another file", str(path),
+                                "name another one; nothing was replaced"))  # fmt: skip
+
+
+def is_json_with(*keys: str) -> Callable[[Path], bool]:
+    """Whether a file is a JSON object that has all `keys`, as a test for `refuse_foreign`."""
+
+    def test(path: Path) -> bool:
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(value, dict) and all(key in value for key in keys)
+
+    return test
 
 
 def write_durably(path: Path, data: bytes) -> Path:

@@ -107,7 +107,7 @@ def test_version(capsys):
         (["predict", "none.pt", "--source", "x", "--out", "y"], "expected a checkpoint"),
         (["predict", "a", "--source", "x", "--out", "y", "--conf", "2"], "expected a number from 0 to 1, got '2'"),
         (["predict", "a", "--support", "s", "--bank", "b", "--source", "x", "--out", "y"], "not allowed with"),
-        (["bank", "list", "none.bank"], "expected a readable bank"),
+        (["bank", "list", "none.bank"], "expected a bank file, got nothing there"),
         (["data"], "required: demo|check|shots|convert"),
         (["data", "check", "none"], "none: expected a data YAML"),
         (["data", "convert", "none", "out"], "required: --to"),

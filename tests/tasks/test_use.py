@@ -127,3 +127,69 @@ def test_a_data_set_that_is_not_where_it_was_says_to_name_it(best, tmp_path):
     torch.save(state, tmp_path / "moved.pt")
     with pytest.raises(DataError, match=r"nothing at 'datasets/gone/data.yaml', seen from .*name it with --data"):
         evaluate_checkpoint(tmp_path / "moved.pt")
+
+
+def test_no_output_replaces_a_file_of_another_kind(best, place, capsys):
+    """Each command says so, with exit code 2, before it has computed anything."""
+    data = str(load_trained(best).spec["data"])
+    Path("notes.txt").write_text("mine")
+    Path("out").mkdir()
+    Path("out/predictions.json").write_text('{"mine": 1}')
+    Path("seen").mkdir()
+    Path("seen/a.png.jpg").write_text("mine")
+    on_cpu = ["--device", "cpu"]
+    for argv in (
+        ["register", str(best), "--support", "support", "--out", "notes.txt", *on_cpu],
+        ["register", str(best), "--support", "support", "--out", "support", *on_cpu],
+        ["eval", str(best), "--shots", "1", "--seeds", "1", "--json", "notes.txt", *on_cpu],
+        ["data", "shots", data, "--k", "1", "--out", "notes.txt"],
+        ["predict", str(best), "--source", "photos", "--out", "out", *on_cpu],
+        ["predict", str(best), "--source", "photos", "--out", "seen", *on_cpu],
+    ):
+        assert main(argv) == 2, argv
+        assert "name a" in capsys.readouterr().err
+    assert Path("notes.txt").read_text() == "mine" and Path("seen/a.png.jpg").read_text() == "mine"
+    assert Path("out/predictions.json").read_text() == '{"mine": 1}'
+
+
+def test_a_bank_may_be_replaced_and_says_by_what(best, place, capsys):
+    argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]
+    assert main(argv) == 0 and main(argv) == 0
+    assert "my.bank: replaces a bank of mug, pen" in capsys.readouterr().out
+
+
+def test_one_unreadable_photo_is_left_out_and_named(best, place, capsys):
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    argv = ["predict", str(best), "--support", "support", "--source", "photos", "--out", "out", "--device", "cpu"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "2 images" in out and "left out: " in out and "broken.jpg" in out
+    assert {row["image"] for row in json.loads(Path("out/predictions.json").read_text())["predictions"]} <= {
+        "a.png",
+        "a.jpg",
+    }
+
+
+def test_registered_classes_are_counted_first_also_when_none_is_found(best, place, capsys):
+    argv = ["predict", str(best), "--support", "support", "--source", "photos", "--out", "out", "--device", "cpu"]
+    assert main([*argv, "--conf", "1"]) == 0
+    assert "(0 mug, 0 pen)" in capsys.readouterr().out
+
+
+def test_other_classes_than_the_checkpoints_are_refused_by_name(best, small_demo, tmp_path, capsys):
+    text = small_demo.read_text().replace("path: .", f"path: {small_demo.parent}").replace("- gold star\n", "")
+    (tmp_path / "other.yaml").write_text(text)
+    argv = [
+        "eval",
+        str(best),
+        "--data",
+        str(tmp_path / "other.yaml"),
+        "--shots",
+        "1",
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert main(argv) == 2
+    assert "1 only in the checkpoint, such as gold star" in capsys.readouterr().err

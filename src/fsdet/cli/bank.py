@@ -25,7 +25,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 def run(args: argparse.Namespace) -> int:
     """Do it, and print what the resulting bank holds."""
     from fsdet.bank import PrototypeBank
+    from fsdet.files import refuse_foreign
 
+    if getattr(args, "out", None):
+        refuse_foreign(args.out, "a bank", PrototypeBank.is_bank)
     if args.action == "merge":
         bank = PrototypeBank.load(args.banks[0])
         for path in args.banks[1:]:

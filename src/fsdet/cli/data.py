@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fsdet.cli._arguments import count, numbers
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
+from fsdet.files import is_json_with, refuse_foreign
 
 if TYPE_CHECKING:
     from fsdet.data.shots import ShotFile
@@ -83,13 +84,16 @@ def _shots(args: argparse.Namespace) -> int:
     seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
     paths = [args.out] if args.seeds is None else [args.out / f"seed{seed}.json" for seed in seeds]
     _free(args.out, folder=args.seeds is not None)
+    for path in paths:
+        refuse_foreign(path, "a shot file", is_json_with("sampler", "seed"))
     ks = args.shots or [k for group in args.k or [] for k in group]
     drawn = _drawn(args, sources.load(args.data), ks, seeds)
     for file, path in zip(drawn, paths, strict=True):
         file.save(path)
         shown = f"{', '.join(map(str, file.ks))} shots ({file.unit}) of {len(file.classes)} classes"
         print(f"{path}: {shown}, seed {file.seed}, sha256 {file.sha256[:12]}")
-    command = f"fsdet train configs/stage_3.yaml data.shots={paths[0]}"
+    command = f"fsdet train configs/stage_3.yaml data.path={args.data} data.shots={paths[0]}"
+    command += f" episode.shots={max(drawn[0].ks)}"
     print(f"next: {typed(command)}")
     return 0
 

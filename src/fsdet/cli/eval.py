@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from fsdet.cli._arguments import add_device, count, existing, numbers
+from fsdet.files import is_json_with, refuse_foreign
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     from fsdet.tasks import protocol
 
+    if args.json:
+        refuse_foreign(args.json, "a results.json", is_json_with("setting", "shots"))
     results = protocol.evaluate_checkpoint(
         args.checkpoint,
         data=args.data,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fsdet import __version__
 from fsdet.command import typed
-from fsdet.errors import FsdetError, did_you_mean
+from fsdet.errors import FsdetError, did_you_mean, explain
 from fsdet.progress import log_to_console
 
 VERBS = {
@@ -83,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as stop:  # argparse: --help or a wrong flag
         return stop.code if isinstance(stop.code, int) else 2
+    except (IsADirectoryError, NotADirectoryError, PermissionError, FileExistsError, FileNotFoundError) as error:
+        told = explain("a path that can be used", error.strerror or str(error), str(error.filename), "name another one")
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED

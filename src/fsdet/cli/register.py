@@ -11,6 +11,7 @@ from pathlib import Path
 from fsdet.cli._arguments import add_device, count, existing
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
+from fsdet.files import refuse_foreign
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -20,11 +21,11 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--out", type=Path, required=True, metavar="BANK")
     parser.add_argument("--adapt", action="store_true", help="also fine-tune the head on the folder: BANK.adapted/")
     parser.add_argument("--data", metavar="D", help="base images for --adapt (default: what it was trained on)")
-    parser.add_argument("--steps", type=count, default=300, metavar="N", help="steps of --adapt (300)")
+    parser.add_argument("--steps", type=count, metavar="N", help="steps of --adapt (300)")
     add_device(parser)
     args = parser.parse_args(argv)
-    if args.data and not args.adapt:
-        parser.error("expected --adapt beside --data")
+    if (args.data or args.steps) and not args.adapt:
+        parser.error("expected --adapt beside --data and --steps")
     return args
 
 
@@ -32,10 +33,14 @@ def run(args: argparse.Namespace) -> int:
     """Write the bank; prints its classes."""
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     existing(args.support, "a support folder", "put images into DIR/<class>/")
-    if args.adapt and _beside(args.out).exists():
-        raise UserError(explain("a folder to make", "something there", str(_beside(args.out)), "name another --out"))
+    from fsdet.bank import PrototypeBank
     from fsdet.tasks import use
 
+    refuse_foreign(args.out, "a bank", PrototypeBank.is_bank)
+    if args.adapt:
+        _free(_beside(args.out))
+    if args.out.exists():
+        print(f"{args.out}: replaces a bank of {', '.join(PrototypeBank.load(args.out).names) or 'no class'}")
     bank = use.register(args.checkpoint, args.support, args.out, args.device)
     names = ", ".join(bank.names)
     print(f"{args.out}: {len(bank.names)} classes: {names}")
@@ -48,10 +53,23 @@ def _beside(bank: Path) -> Path:
     return bank.with_name(f"{bank.name}.adapted")
 
 
-def _adapt(args: argparse.Namespace) -> int:
-    from fsdet.tasks.adapt import adapt
+def _free(folder: Path) -> None:
+    """Raises UserError when an adaptation, or anything else, is there already."""
+    from fsdet.engine.checkpoint import is_finished
 
-    done = adapt(args.checkpoint, args.support, _beside(args.out), data=args.data, steps=args.steps, device=args.device)
+    if not folder.exists():
+        return
+    unfinished = (folder / "last.pt").exists() and not is_finished(folder)
+    got = "an interrupted adaptation" if unfinished else "something there"
+    cure = f"{typed(f'fsdet train --resume {folder}')} continues it, or " if unfinished else ""
+    raise UserError(explain("a folder to make", got, str(folder), f"{cure}name another --out"))
+
+
+def _adapt(args: argparse.Namespace) -> int:
+    from fsdet.tasks.adapt import STEPS, adapt
+
+    done = adapt(args.checkpoint, args.support, _beside(args.out), data=args.data, steps=args.steps or STEPS,
+                 device=args.device)  # fmt: skip
     print(f"{done.checkpoint}: finds {len(done.classes)} new classes by itself; base AP50 on split val "
           f"{done.before:.3f} -> {done.after:.3f}")  # fmt: skip
     print(f"next: {typed(f'fsdet predict {done.checkpoint} --source IMAGE --out predictions')}")

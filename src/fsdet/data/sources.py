@@ -171,7 +171,7 @@ def _classes(
     spare = [name for name in found if name not in listed]
     problems = []
     for name in absent:
-        near = _near(name, spare)
+        near = _near(name, spare if plan.base is not None else base)
         if near:
             where = f"{plan.file.name}: {'base' if name in base else 'novel'}"
             problems.append(

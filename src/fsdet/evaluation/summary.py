@@ -219,7 +219,8 @@ def _cell(shot: Mapping, key: str) -> str:
     digits, scale = (2, 1) if key in _COUNTED else (1, 100)
     entry = shot.get(key) or {}
     mean, width = (_number(entry.get(x), digits, scale) for x in ("mean", "ci95"))
-    return mean if mean == "-" else f"{mean} ± {width}"
+    one = len(entry.get("values") or ()) == 1  # one draw has no interval
+    return mean if mean == "-" or one else f"{mean} ± {width}"
 
 
 def _number(value: float | None, digits: int, scale: float = 1) -> str:

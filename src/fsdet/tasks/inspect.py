@@ -12,6 +12,7 @@ from fsdet.data import sources
 from fsdet.data.check import check as check_data
 from fsdet.data.report import Report
 from fsdet.engine import probe as gradient_probe
+from fsdet.engine.optimizer import choose_device
 from fsdet.models.build import build_model
 from fsdet.models.detector import DualDetector
 from fsdet.tasks import build_task, read_data
@@ -44,6 +45,7 @@ def probe(config: Config) -> str:
 
 def check(config: Config) -> str:
     """Config, data, one dry step, memory: what would go wrong in the first minute, without training."""
+    choose_device(config.run.device)
     data = read_data(config)
     lines = [str(data.report), str(check_data(data, deep=False))]
     task, report = build_task(config, data, resume=False)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The few-shot protocol: K shots x draws on a test split, base and novel classes in one detection list."""
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from fsdet.tasks.loading import Trained, data_of, load_trained
 from fsdet.tasks.validation import dense_batches, detect_batch, shot_prototypes, without_classes
 from fsdet.types import Detections
 
+log = logging.getLogger("fsdet")
 FP_THRESHOLD = 0.25  # the confidence that fsdet predict shows by default
 
 
@@ -119,12 +121,27 @@ def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> 
         return draw_vocabularies(trained, study)
     bank.check_model(model_sha256(trained.model), "bank")
     known = [i for i, n in enumerate(bank.names) if n in study.data.names]
+    if known and (absent := [n for n in study.data.novel if n not in bank.names]):
+        log.warning("%d of %d novel classes are not in the bank and count 0: %s", len(absent), len(study.novel),
+                    ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else ""))  # fmt: skip
     if not known:
         raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", "bank",
                                 "register classes by the names that the data YAML lists under novel"))  # fmt: skip
     labels = [study.data.names.index(bank.names[i]) for i in known]
     prototypes = bank.prototypes()[known].to(trained.model.head.bias.device)
     return {(min(len(t) for t in bank.instances), 0): _vocabulary(trained, study, prototypes, labels)}
+
+
+def _same_classes(trained: Trained, data: DataSet) -> None:
+    """Columns are classes by number. Raises DataError when the data set numbers other ones."""
+    own, theirs, kind = trained.classes, data.names, "classes"
+    if not trained.finetuned:
+        theirs, kind = data.base, "base classes"
+    if tuple(own) != tuple(theirs):
+        only = {"checkpoint": [n for n in own if n not in theirs], "data": [n for n in theirs if n not in own]}
+        shown = "; ".join(f"{len(n)} only in the {where}, such as {', '.join(n[:3])}" for where, n in only.items() if n)
+        raise DataError(explain(f"the {len(own)} {kind} of {trained.path}", shown or "the same in another order",
+                                data.name, "name a data set of these classes with --data"))  # fmt: skip
 
 
 def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: Iterable[tuple[int, int]]) -> dict:
@@ -156,6 +173,10 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
     """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`."""
     trained = load_trained(checkpoint, device)
     loaded = sources.load(data or data_of(trained))
+    _same_classes(trained, loaded)
+    if trained.finetuned and shots and list(shots) != [int(trained.spec["shots"])]:
+        log.warning("%s was fine-tuned on %d shots: it is evaluated as it is, without others", trained.path,
+                    trained.spec["shots"])  # fmt: skip
     study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
                   metric or "coco")  # fmt: skip
     return evaluate(trained, study, PrototypeBank.load(bank) if bank else None, json_out and Path(json_out))

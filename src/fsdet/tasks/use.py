@@ -15,6 +15,7 @@ from fsdet.data.images import is_image, read_rgb
 from fsdet.detect.predictor import Predictor
 from fsdet.errors import DataError, UserError, explain
 from fsdet.evaluation.summary import write_json
+from fsdet.files import is_json_with, refuse_foreign
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
 from fsdet.tasks.loading import load_trained
@@ -23,12 +24,16 @@ from fsdet.types import Detections, ImageRecord
 log = logging.getLogger("fsdet")
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 BRANCHES = ("standard", "prototype")
+SHORT = ("std", "proto")  # the branch, beside a box
 
 
 def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: str = "cpu") -> Predictor:
     """The Predictor of a checkpoint, on cpu, cuda, cuda:N, mps or what `auto` finds."""
     trained = load_trained(checkpoint, device)
     spec = trained.spec
+    if spec["stage"] == "base":
+        log.warning("%s is of stage 1, which has seen no episode: registered classes will be found where they are not; "
+                    "train stage 2", checkpoint)  # fmt: skip
     return Predictor(trained.model, trained.classes, spec["image_size"], spec["support_size"], bank,
                      base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
 
@@ -48,6 +53,8 @@ def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu") ->
 def _register_folder(predictor: Predictor, support: Path) -> None:
     names, records = sources.support_folder(support)
     for label, name in enumerate(names):
+        if name in predictor.classes:
+            log.warning("'%s' is a class of the detector itself: what is registered stands in its place", name)
         predictor.register(name, [_only(r, label) for r in records if (r.labels == label).any()])
 
 
@@ -70,23 +77,31 @@ def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None =
     if support:
         _register_folder(predictor, support)
     out.mkdir(parents=True, exist_ok=True)
-    rows, count = [], Counter()
+    rows, count, unread = [], Counter(dict.fromkeys(predictor.bank.names, 0)), []
     for path, drawing in track(list(zip(paths, drawings, strict=True)), "predict"):
-        image = read_rgb(path)
+        try:
+            image = read_rgb(path)
+        except DataError as error:
+            if len(paths) == 1:
+                raise
+            unread.append(str(error))
+            continue
         found = predictor.predict(image, threshold=conf)
         rows += _coco_rows(found, path.name)
         count.update(predictor.names[i] for i in found.labels.tolist())
         save_jpeg(drawing, query_drawing(image, found, predictor.names))
     write_json(out / "predictions.json", {"names": list(predictor.names), "predictions": rows})
-    seen = ", ".join(f"{n} {name}" for name, n in count.most_common(12)) or "nothing above the threshold"
-    return f"{len(paths)} images, {len(rows)} detections ({seen}) -> {out}"
+    others = Counter({name: n for name, n in count.items() if name not in predictor.bank.names}).most_common(12)
+    seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.bank.names), *others]]
+    lines = [f"{len(paths) - len(unread)} images, {len(rows)} detections ({', '.join(seen) or 'none'}) -> {out}"]
+    return "\n".join([*lines, *(f"left out: {text}" for text in unread)])
 
 
 def query_drawing(image: np.ndarray, found: Detections, names: Sequence[str]) -> np.ndarray:
     """uint8 RGB copy of `image` with each detection's class, score and branch."""
     labels = found.labels.tolist()
     columns = zip(labels, found.scores.tolist(), found.branch.tolist(), strict=True)
-    texts = [f"{names[i]} {score:.2f} {BRANCHES[branch][0]}" for i, score, branch in columns]
+    texts = [f"{names[i]} {score:.2f} {SHORT[branch]}" for i, score, branch in columns]
     return draw_detections(image, found.boxes.cpu().numpy(), texts, labels, long_side=640)
 
 
@@ -111,6 +126,7 @@ def _drawings(paths: Sequence[Path], out: Path) -> list[Path]:
     """
     if out.exists() and not out.is_dir():
         raise UserError(explain("a folder", "a file", str(out), "name another --out"))
+    refuse_foreign(out / "predictions.json", "what fsdet predict wrote", is_json_with("names", "predictions"))
     if out.resolve() in {path.parent.resolve() for path in paths}:
         raise UserError(explain("a folder beside the images", "the images' own", str(out), "name another --out"))
     taken: set[str] = set()
@@ -121,6 +137,10 @@ def _drawings(paths: Sequence[Path], out: Path) -> list[Path]:
             name = path.name if name == path.stem else f"{name}_"
         taken.add(name.casefold())
         drawings.append(out / f"{name}.jpg")
+    taken_by_others = [d for d in drawings if d.exists()] if not (out / "predictions.json").exists() else []
+    if taken_by_others:
+        raise UserError(explain("a folder without these files", f"{taken_by_others[0].name} and "
+                                f"{len(taken_by_others) - 1} more", str(out), "name another --out"))  # fmt: skip
     return drawings
 
 

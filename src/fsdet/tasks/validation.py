@@ -66,11 +66,15 @@ def shot_prototypes(embeddings: Tensor, shots: Sequence[Sequence[int]], k: int) 
 
 def without_classes(records: Sequence[ImageRecord], keep_below: int) -> list[ImageRecord]:
     """Records with only the boxes of classes below `keep_below`."""
-    out = []
-    for r in records:
-        keep = r.labels < keep_below
-        out.append(r if keep.all() else replace(r, boxes=r.boxes[keep], labels=r.labels[keep], crowd=r.crowd[keep]))
-    return out
+    return [only(r, range(keep_below)) for r in records]
+
+
+def only(record: ImageRecord, classes: Sequence[int]) -> ImageRecord:
+    """A record with only the boxes of `classes`."""
+    keep = np.isin(record.labels, list(classes))
+    if keep.all():
+        return record
+    return replace(record, boxes=record.boxes[keep], labels=record.labels[keep], crowd=record.crowd[keep])
 
 
 class Validator:
@@ -135,7 +139,8 @@ class Validator:
     def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
         """One sheet of fixed validation images, true boxes dashed, predicted ones with class and score.
 
-        In stage 2 it is an episode: a few base classes by their support crops, sought in images that hold them.
+        In stage 2 it is an episode: a few base classes by their support crops, sought in images that hold them; boxes
+        of the other classes are not drawn, as nobody looks for them.
         """
         model.eval()
         classes = self.ways[:: max(1, len(self.ways) // SHOWN_WAYS)][:SHOWN_WAYS] if self.compare else self.base
@@ -148,8 +153,8 @@ class Validator:
         for indices, dense, placed in dense_batches(model, shown, self.size):
             records = [shown.records[i] for i in indices]
             for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
-                queries.append(query_picture(record, found, self.data.names))
-        title = f"step {step}, validation images; dashed: truth"
+                queries.append(query_picture(only(record, classes), found, self.data.names))
+        title = f"step {step}, validation images; dashed: truth{' of the classes on the left' if supports else ''}"
         return [episode_sheet(supports, queries, folder / f"step_{step:06d}.jpg", title=title)]
 
     def _support_pictures(self, classes: Sequence[int]) -> list[Picture]:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The sheets of a validation: what is dashed as truth is what was looked for."""
+
+import pytest
+
+from fsdet.data.sources import load
+from fsdet.tasks import loading, validation
+
+
+def drawn(best, settings, monkeypatch, tmp_path, *overrides: str):
+    """The validator of a config, and (supports, queries, title) of its sheet."""
+    sheets = []
+
+    def sheet(supports, queries, out, *, title=""):
+        sheets.append((supports, queries, title))
+        return out
+
+    monkeypatch.setattr(validation, "episode_sheet", sheet)
+    config = settings(*overrides)
+    validator = validation.Validator(config, load(config.data.path))
+    validator.illustrate(loading.load_trained(best).model, tmp_path, 7)
+    (only,) = sheets
+    return validator, *only
+
+
+def truths(validator, classes) -> list[list]:
+    """Boxes of `classes` in the first images of val that hold one."""
+    records = [r for r in validator.store.records if set(classes) & set(r.labels.tolist())][: validation.SHOWN]
+    return [[box for box, c in zip(r.boxes.tolist(), r.labels.tolist(), strict=True) if c in classes] for r in records]
+
+
+def test_an_episode_dashes_only_the_classes_that_are_sought(best, settings, monkeypatch, tmp_path):
+    validator, supports, queries, title = drawn(best, settings, monkeypatch, tmp_path, "stage.name=episodic")
+    sought = {picture.colours[0] for picture in supports}
+    assert 0 < len(sought) <= validation.SHOWN_WAYS < len(validator.base)
+    shown = [q.truth.tolist() for q in queries]
+    assert shown == truths(validator, sought) and all(shown)
+    assert sum(map(len, shown)) < sum(len(r.boxes) for r in validator.store.records)  # there were others to leave out
+    assert "step 7" in title and "classes on the left" in title
+
+
+@pytest.mark.parametrize("stage", ["base", "finetune"])
+def test_without_supports_every_base_class_is_dashed(best, settings, monkeypatch, tmp_path, stage):
+    validator, supports, queries, title = drawn(best, settings, monkeypatch, tmp_path, f"stage.name={stage}")
+    assert not supports and title.endswith("dashed: truth")
+    assert [q.truth.tolist() for q in queries] == truths(validator, set(validator.base))
+    assert all(c < len(validator.base) for r in validator.store.records for c in r.labels.tolist())
