@@ -45,6 +45,7 @@ def run_stage(request: Request) -> Path:
     if request.resume:
         request = replace(request, overrides=[*request.overrides, f"run.dir={_folder(request.resume)}"])
     config = configs.load(source, request.overrides)
+    request, config = _own_stage_before(request, source, config)
     folder, name = Path(config.run.dir), f"train stage {request.stage}"
     _check_stage(config, request.stage, source)
     lacking = _lacking(config) if request.stage > 1 else []
@@ -141,6 +142,28 @@ def _flat(value: object, at: str = "") -> dict[str, object]:
     return {at: value}
 
 
+def _own_stage_before(request: Request, source: Path, config: Config) -> tuple[Request, Config]:
+    """Other data than those of the checkpoint that the configuration starts from: a stage before of their own.
+
+    Its run folder is the run's with `-stage1` (or 2); a checkpoint that the user names is taken as it is.
+    """
+    init = config.stage.init_from
+    named = any(text.startswith("stage.init_from=") for text in request.overrides)
+    if init is None or named or not Path(init).is_file() or _same_data(Path(init), config):
+        return request, config
+    own = f"{config.run.dir}-stage{request.stage - 1}/best.pt"
+    print(f"{init} was trained on other data: this run starts from {own}")
+    request = replace(request, overrides=[*request.overrides, f"stage.init_from={own}"])
+    return request, configs.load(source, request.overrides)
+
+
+def _same_data(checkpoint: Path, config: Config) -> bool:
+    beside = checkpoint.with_name("config.yaml")
+    run = yaml_strict.read(beside).value if beside.is_file() else None
+    before = (run.get("data") or {}).get("path") if isinstance(run, dict) else None
+    return not before or Path(before).resolve() == Path(config.data.path).resolve()
+
+
 def _stage_before(request: Request, source: Path, config: Config) -> None:
     """Train the stage that stage.init_from names when its checkpoint is missing and its configuration is known."""
     init = config.stage.init_from
@@ -148,6 +171,8 @@ def _stage_before(request: Request, source: Path, config: Config) -> None:
         return
     before = source.with_name(f"stage_{request.stage - 1}.yaml")
     passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
+    own = f"{config.run.dir}-stage{request.stage - 1}"
+    passed += [f"run.dir={own}"] if Path(own, "best.pt") == Path(init) else []
     known = before.is_file() and configs.load(before, passed).run.dir
     if not known or Path(known, "best.pt") != Path(init):
         raise UserError(

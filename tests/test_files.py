@@ -46,7 +46,7 @@ def test_a_file_of_another_kind_and_a_folder_are_refused_and_stay(tmp_path):
     refuse_foreign(path, "a results.json", ours)
     for text in ('{"setting": 1}', "[1]", "no json", "\xff"):
         path.write_text(text)
-        with pytest.raises(UserError, match="expected no file yet, or a .*, got another file"):
+        with pytest.raises(UserError, match=r"expected no file yet, or a .*, got another file"):
             refuse_foreign(path, "a results.json", ours)
         assert path.read_text() == text
     with pytest.raises(UserError, match="got a folder"):

@@ -120,3 +120,17 @@ def test_a_slip_of_the_user_is_one_clear_message_and_exit_2(argv, told, capsys, 
     message = capsys.readouterr().err
     assert told in message and message.startswith("error: ") and "Traceback" not in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert main(["data", "demo", "file/below"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "file" in told and "Traceback" not in told
+
+
+def test_check_refuses_a_device_that_is_not_there_as_train_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", CONFIG, "run.device=cuda:63"]) == 2
+    assert "run.device: expected a cuda device that exists" in capsys.readouterr().err

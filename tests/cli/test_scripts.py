@@ -365,3 +365,30 @@ def test_train_py_starts_from_scratch_without_a_checkpoint_and_says_so(scripts, 
     assert (settings.stage.init_from, settings.episode.ways, settings.episode.queries) == (None, 2, 16)
     assert not settings.stage.freeze_norm, "norms without statistics have to learn them"
     assert "starting from scratch" in capsys.readouterr().out
+
+
+def test_own_data_after_the_demo_get_a_stage_1_of_their_own(stage, world, capsys):
+    """Not the demo's checkpoint, whose classes are others; the second start finds it finished."""
+    assert stage("2") == 0
+    Path("datasets/demo").rename("mine")
+    draw()
+    world.commands.clear()
+    own = ["data.path=mine/data.yaml", "run.dir=checkpoints/mine"]
+    assert stage("2", *own) == 0
+    assert world.verbs() == ["train", "train", "eval"]
+    first, second = world.commands[:2]
+    assert first[1].endswith("demo/stage_1.yaml") and "run.dir=checkpoints/mine-stage1" in first
+    assert "data.path=mine/data.yaml" in first
+    assert second[-1] == "stage.init_from=checkpoints/mine-stage1/best.pt"
+    assert "trained on other data" in capsys.readouterr().out
+    world.commands.clear()
+    assert stage("2", *own) == 0
+    assert world.verbs() == ["eval"]
+    world.commands.clear()
+    assert (
+        stage(
+            "2", "data.path=mine/data.yaml", "run.dir=checkpoints/third", "stage.init_from=checkpoints/stage1/best.pt"
+        )
+        == 0
+    )
+    assert world.verbs()[0] == "train" and len(world.commands) == 2, "a checkpoint that is named is taken"

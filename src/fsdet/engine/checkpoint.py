@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import pickle
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,11 +72,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     try:
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0][:160]
+        what = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
             explain(
                 "plain values and tensors",
-                f"something else, which was not run ({first})",
+                f"something else, which was not run{f' ({what[1]})' if what else ''}",
                 str(path),
                 "use a checkpoint that fsdet wrote",
             )
