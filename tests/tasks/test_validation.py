@@ -6,6 +6,8 @@ import pytest
 from fsdet.data.sources import load
 from fsdet.tasks import loading, validation
 
+EPISODIC = ("stage.name=episodic", "episode.ways=2")
+
 
 def drawn(best, settings, monkeypatch, tmp_path, *overrides: str):
     """The validator of a config, and (supports, queries, title) of its sheet."""
@@ -30,7 +32,7 @@ def truths(validator, classes) -> list[list]:
 
 
 def test_an_episode_dashes_only_the_classes_that_are_sought(best, settings, monkeypatch, tmp_path):
-    validator, supports, queries, title = drawn(best, settings, monkeypatch, tmp_path, "stage.name=episodic")
+    validator, supports, queries, title = drawn(best, settings, monkeypatch, tmp_path, *EPISODIC)
     sought = {picture.colours[0] for picture in supports}
     assert 0 < len(sought) <= validation.SHOWN_WAYS < len(validator.base)
     shown = [q.truth.tolist() for q in queries]
