@@ -29,6 +29,7 @@ def written(best, small_demo, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_study_makes_each_cell_once_and_its_table_from_their_values(written, capsys, monkeypatch):
     assert main(["eval", "--study", str(written), "--device", "cpu"]) == 0
     table = capsys.readouterr().out
