@@ -193,3 +193,11 @@ def test_other_classes_than_the_checkpoints_are_refused_by_name(best, small_demo
     ]
     assert main(argv) == 2
     assert "1 only in the checkpoint, such as gold star" in capsys.readouterr().err
+
+
+def test_what_an_archive_leaves_beside_the_classes_is_no_class(best, place, capsys):
+    Path("support/__MACOSX").mkdir()
+    Path("support/__MACOSX/._1.png").write_bytes(b"x")
+    Path("support/.cache").mkdir()
+    assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]) == 0
+    assert "my.bank: 2 classes: mug, pen" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from fsdet.errors import DataError, explain
 from fsdet.types import ImageRecord
 
 log = logging.getLogger("fsdet")
+NO_CLASS = (".", "__MACOSX")  # folders that archives and file managers leave
 _LAYOUT = "put images into DIR/<class>/, with a box file of the same name where the object does not fill the image"
 
 
@@ -33,7 +34,7 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
         raise DataError(explain("a support folder", "nothing there", str(folder), _LAYOUT))
     report = Report()
     root = Root(folder.parent if folder.is_file() else folder, report)
-    classes = sorted(entry.name for entry in root.folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(e.name for e in root.folder.iterdir() if e.is_dir() and not e.name.startswith(NO_CLASS))
     jsons = [path for name, path in root.files(root.folder).items() if name.lower().endswith(".json")]
     if folder.is_file():
         names, records = _from_json(folder.resolve(), root, report)
