@@ -59,6 +59,12 @@ class ImageRecord:
     def image_id(self) -> str:
         return str(self.path)
 
+    def kept(self, keep: np.ndarray) -> "ImageRecord":
+        """The record with only the boxes where `keep` [m] is true."""
+        if keep.all():
+            return self
+        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], crowd=self.crowd[keep])
+
 
 @dataclass(frozen=True)
 class EpisodePlan:

@@ -160,6 +160,6 @@ def training_records(data: DataSet, config: Config) -> list[ImageRecord]:
                 continue
             base = frozenset(range(data.num_base))
             known = base if r.exhaustive is None else base & r.exhaustive
-            r = replace(r, boxes=r.boxes[~novel], labels=r.labels[~novel], crowd=r.crowd[~novel], exhaustive=known)
+            r = replace(r.kept(~novel), exhaustive=known)
         out.append(r)
     return out

@@ -4,7 +4,6 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from fsdet.files import is_json_with, refuse_foreign
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
 from fsdet.tasks.loading import load_trained
-from fsdet.types import Detections, ImageRecord
+from fsdet.types import Detections
 
 log = logging.getLogger("fsdet")
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
@@ -55,13 +54,7 @@ def _register_folder(predictor: Predictor, support: Path) -> None:
     for label, name in enumerate(names):
         if name in predictor.classes:
             log.warning("'%s' is a class of the detector itself: what is registered stands in its place", name)
-        predictor.register(name, [_only(r, label) for r in records if (r.labels == label).any()])
-
-
-def _only(record: ImageRecord, label: int) -> ImageRecord:
-    """`record` with the boxes of one class."""
-    keep = record.labels == label
-    return replace(record, boxes=record.boxes[keep], labels=record.labels[keep], crowd=record.crowd[keep])
+        predictor.register(name, [r.kept(r.labels == label) for r in records if label in r.labels])
 
 
 def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,

@@ -3,7 +3,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +65,7 @@ def shot_prototypes(embeddings: Tensor, shots: Sequence[Sequence[int]], k: int) 
 
 def without_classes(records: Sequence[ImageRecord], keep_below: int) -> list[ImageRecord]:
     """Records with only the boxes of classes below `keep_below`."""
-    return [only(r, range(keep_below)) for r in records]
-
-
-def only(record: ImageRecord, classes: Sequence[int]) -> ImageRecord:
-    """A record with only the boxes of `classes`."""
-    keep = np.isin(record.labels, list(classes))
-    if keep.all():
-        return record
-    return replace(record, boxes=record.boxes[keep], labels=record.labels[keep], crowd=record.crowd[keep])
+    return [r.kept(r.labels < keep_below) for r in records]
 
 
 class Validator:
@@ -153,7 +144,7 @@ class Validator:
         for indices, dense, placed in dense_batches(model, shown, self.size):
             records = [shown.records[i] for i in indices]
             for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
-                queries.append(query_picture(only(record, classes), found, self.data.names))
+                queries.append(query_picture(record.kept(np.isin(record.labels, classes)), found, self.data.names))
         title = f"step {step}, validation images; dashed: truth{' of the classes on the left' if supports else ''}"
         return [episode_sheet(supports, queries, folder / f"step_{step:06d}.jpg", title=title)]
 
