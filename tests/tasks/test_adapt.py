@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fsdet import config
 from fsdet.cli.main import main
 from fsdet.data.sources import load
 from fsdet.errors import CheckpointError, DataError
-from fsdet.tasks.adapt import adapt, with_support
+from fsdet.tasks.adapt import SETTINGS, STEPS, adapt, with_support
 from fsdet.tasks.loading import load_trained
 
 QUICK = ("run.threads=1", "data.workers=0", "episode.queries=2", "optim.warmup_epochs=0")
@@ -77,3 +78,20 @@ def test_the_command_keeps_bank_and_checkpoint_and_overwrites_neither(best, fold
     assert main(argv) == 2
     assert "my.bank.adapted: expected a folder to make" in capsys.readouterr().err
     assert Path("my.bank.adapted/best.pt").stat().st_mtime_ns == stamp
+
+
+def test_a_refused_adaptation_leaves_no_bank_either(best, small_demo, folder, capsys):
+    (folder / "pen").rename(folder / load(small_demo).base[3])
+    argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--adapt", "--device", "cpu"]
+    assert main(argv) == 2
+    assert "base classes of the detector" in capsys.readouterr().err
+    assert not Path("my.bank").exists() and not Path("my.bank.adapted").exists()
+
+
+def test_adaptation_is_the_demos_stage_3():
+    """The same numbers twice: the demo's file does not travel with the package, so they are held together here."""
+    shipped = config.load(Path(__file__).resolve().parents[2] / "configs/demo/stage_3.yaml")
+    adapted = config.load(None, [*SETTINGS, f"optim.steps={STEPS}"])
+    assert adapted.optim == shipped.optim and adapted.loss == shipped.loss
+    assert adapted.episode.queries == shipped.episode.queries and adapted.data.augment == shipped.data.augment
+    assert (adapted.stage.freeze, adapted.stage.freeze_norm) == (shipped.stage.freeze, shipped.stage.freeze_norm)

@@ -155,7 +155,7 @@ def test_no_output_replaces_a_file_of_another_kind(best, place, capsys):
 def test_a_bank_may_be_replaced_and_says_by_what(best, place, capsys):
     argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]
     assert main(argv) == 0 and main(argv) == 0
-    assert "my.bank: replaces a bank of mug, pen" in capsys.readouterr().out
+    assert "my.bank: 2 classes: mug, pen; replaces a bank of mug, pen" in capsys.readouterr().out
 
 
 def test_one_unreadable_photo_is_left_out_and_named(best, place, capsys):

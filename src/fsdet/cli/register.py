@@ -37,16 +37,15 @@ def run(args: argparse.Namespace) -> int:
     from fsdet.tasks import use
 
     refuse_foreign(args.out, "a bank", PrototypeBank.is_bank)
-    if args.adapt:
+    old = PrototypeBank.load(args.out).names if args.out.exists() else None
+    if args.adapt:  # first: it refuses more than registering does, and then nothing is left half done
         _free(_beside(args.out))
-    if args.out.exists():
-        print(f"{args.out}: replaces a bank of {', '.join(PrototypeBank.load(args.out).names) or 'no class'}")
+        _adapt(args)
     bank = use.register(args.checkpoint, args.support, args.out, args.device)
-    names = ", ".join(bank.names)
-    print(f"{args.out}: {len(bank.names)} classes: {names}")
-    command = f"fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions"
-    print(f"next: {typed(command)}")
-    return _adapt(args) if args.adapt else 0
+    replaced = "" if old is None else f"; replaces a bank of {', '.join(old) or 'no class'}"
+    print(f"{args.out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
+    print(f"next: {typed(f'fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions')}")
+    return 0
 
 
 def _beside(bank: Path) -> Path:
@@ -65,7 +64,7 @@ def _free(folder: Path) -> None:
     raise UserError(explain("a folder to make", got, str(folder), f"{cure}name another --out"))
 
 
-def _adapt(args: argparse.Namespace) -> int:
+def _adapt(args: argparse.Namespace) -> None:
     from fsdet.tasks.adapt import STEPS, adapt
 
     done = adapt(args.checkpoint, args.support, _beside(args.out), data=args.data, steps=args.steps or STEPS,
@@ -73,4 +72,3 @@ def _adapt(args: argparse.Namespace) -> int:
     print(f"{done.checkpoint}: finds {len(done.classes)} new classes by itself; base AP50 on split val "
           f"{done.before:.3f} -> {done.after:.3f}")  # fmt: skip
     print(f"next: {typed(f'fsdet predict {done.checkpoint} --source IMAGE --out predictions')}")
-    return 0
