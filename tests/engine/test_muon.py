@@ -80,6 +80,12 @@ def test_kernels_have_their_own_rate_and_the_log_names_it():
     assert rates["backbone_kernels"] == pytest.approx(0.005)
     assert rates["backbone"] == pytest.approx(0.025)
     assert rates["head"] == pytest.approx(0.05)
+    resumed = optimizer.state_dict()
+    for group in resumed["param_groups"]:  # as a checkpoint of before Muon has them
+        group.pop("orthogonal")
+    plain = build_optimizer(ToyTask().param_groups(), optim(name="muon"))
+    plain.load_state_dict(resumed)
+    assert set(set_lr(plain, 1.0)) == {"backbone", "head"}
     kernels = [p for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]]
     assert kernels and all(p.ndim == 4 for p in kernels)
 

@@ -85,8 +85,8 @@ def parameter_groups(groups: NamedGroups, optim: Optim) -> list[dict]:
             if chosen:
                 lr = scale * (optim.muon_lr if kind == "kernel" else optim.lr)
                 decay = {"kernel": optim.muon_decay, "decayed": optim.weight_decay, "plain": 0.0}[kind]
-                named = {"name": group if kind != "kernel" else f"{group}_kernels", "orthogonal": kind == "kernel"}
-                out.append({"params": chosen, "group": group, "base_lr": lr, "lr": lr, "weight_decay": decay, **named})
+                out.append({"params": chosen, "group": group, "base_lr": lr, "lr": lr, "weight_decay": decay,
+                            "orthogonal": kind == "kernel"})  # fmt: skip
     return out
 
 
@@ -111,4 +111,9 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
     """Give every group its base LR times `factor`; returns {task group: LR}, and {task group}_kernels with muon."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+    return rates(optimizer)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """{task group: LR} now, kernels that Muon moves as {task group}_kernels."""
+    return {g["group"] + ("_kernels" if g.get("orthogonal") else ""): g["lr"] for g in optimizer.param_groups}

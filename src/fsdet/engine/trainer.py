@@ -21,7 +21,7 @@ from fsdet.engine.ema import Ema
 from fsdet.engine.feed import Feed
 from fsdet.engine.freezing import Freezer
 from fsdet.engine.guard import Flag, StepGuard
-from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision
+from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
 from fsdet.engine.runlog import RunLog
 from fsdet.engine.schedule import clip_norm_at, lr_factor, total_batches, total_steps
@@ -284,10 +284,10 @@ class Trainer:
         position, step = self.position, self.controller.step
         means = position.close_epoch(epoch)
         fresh = position.metrics if position.evaluated_batch == position.batch else {}
-        rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
+        lr = {f"lr/{name}": value for name, value in rates(self.optimizer).items()}
         shown = " ".join(f"{k.removeprefix('train/')} {v:.4f}" for k, v in means.items()) or "no step committed"
         summary = f"epoch {epoch}: step {step}/{self.total_steps} {shown} | {self.guard.summary()}"
-        self.log.epoch({**means, **fresh, **rates}, step, epoch, position.batch, summary)
+        self.log.epoch({**means, **fresh, **lr}, step, epoch, position.batch, summary)
 
     def _finish(self) -> None:
         best = self.position.evaluated_batch != self.position.batch and self._evaluate()
