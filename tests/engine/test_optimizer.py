@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Groups are task group times decayed or not, built once; every group keeps its own LR."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from engine.toy import ToyTask, optim
-from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, is_decayed, set_lr
+from fsdet.engine.optimizer import (
+    build_optimizer,
+    choose_device,
+    choose_precision,
+    cpu_multiplies_bf16,
+    is_decayed,
+    set_lr,
+)
 from fsdet.errors import ConfigError
 
 
@@ -62,9 +71,17 @@ def test_the_fused_kernels_agree_with_the_plain_ones_on_channels_last_weights(na
     torch.testing.assert_close(conv.weight, twin.weight)
 
 
-def test_precision_auto_is_fp32_on_a_cpu_and_names_are_kept():
+@pytest.mark.parametrize(("has", "auto"), [(True, "bf16"), (False, "fp32")])
+def test_precision_auto_is_bf16_on_a_cpu_that_multiplies_it_and_names_are_kept(has, auto, monkeypatch):
+    monkeypatch.setattr("fsdet.engine.optimizer.cpu_multiplies_bf16", lambda: has)
     cpu = torch.device("cpu")
-    assert [choose_precision(n, cpu) for n in ("auto", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert [choose_precision(n, cpu) for n in ("auto", "fp32", "bf16", "fp16")] == [auto, "fp32", "bf16", "fp16"]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the kernel lists the CPU's instructions on Linux only")
+def test_the_cpu_is_asked_for_bf16_products():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert cpu_multiplies_bf16() == bool(flags & {"avx512_bf16", "amx_tile"})
 
 
 def test_a_device_that_is_not_there_is_the_users_to_mend():

@@ -35,12 +35,18 @@ def choose_device(name: str, where: str = "run.device") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 on CUDA devices that have it, else fp16 there, and fp32 elsewhere."""
+    """`auto` is bf16 where the hardware multiplies bf16, else fp16 on CUDA devices and fp32 elsewhere."""
     if name != "auto":
         return name
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 products (AVX512-BF16 or AMX); without them torch emulates and is slower than fp32."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(supported is not None and supported() for supported in asked)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
