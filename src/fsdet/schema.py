@@ -53,7 +53,11 @@ class Augment(Section):
     flip: Share = 0.5  # left-right
     hsv: tuple[Share, Share, Share] = (0.015, 0.7, 0.4)
     blur: Share = 0.01
-    paste: Share = 0.5  # stage 3: probability that a shot's crop is pasted onto a base image
+    paste: Share = 0.35  # stage 3: share of images that are base images with shots pasted on them
+    whole: Share = 0.4  # stage 3: share that are whole images of shots; what is left are base images
+    pastes: Count = 3  # at most so many shots on one base image
+    outline: Share = 0.5  # share of pasted shots cut along their silhouette, where one is found
+    turn: NonNegative = 45.0  # degrees either way by which silhouettes and whole images of shots turn
 
 
 class Data(Section):
@@ -73,6 +77,8 @@ class Stage(Section):
     init_from: str | None = None
     freeze: list[str] | dict[int, list[str]] = []  # prefixes, or {epoch: prefixes}
     freeze_norm: bool = False  # BatchNorm in eval throughout the stage
+    recipe: Literal["given", "auto"] = "given"  # auto: stage 3 chooses LRs, length and mix by a rehearsal of its shots
+    forget: bool = False  # stage 3 may train without base images, and so forget the base classes
 
 
 class EpisodeCfg(Section):
@@ -112,6 +118,7 @@ class Loss(Section):
     cpe_weighting: Literal["one", "linear", "exp"] = "linear"
     triplet_margin: Positive = 0.3
     triplet_mining: Literal["batch_hard", "semi_hard"] = "batch_hard"
+    share: NonNegative = 0.0
     pair_rows: Annotated[int, Field(ge=2)] = 512  # at most this many embeddings enter a pairwise loss
 
 

@@ -17,7 +17,6 @@ from fsdet.data.transforms import (
     letterbox,
     mosaic,
     move_boxes,
-    paste,
     random_affine,
     resize_long,
     support_window,
@@ -157,23 +156,6 @@ def test_support_window_holds_the_whole_instance(box, seed):
 def test_support_window_without_a_generator_is_centred_at_native_scale():
     _, moved = support_window(rectangle(), 0, 64)
     assert moved.tolist() == [12, 17, 52, 47]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_pasted_crop_lies_where_its_box_says_and_hides_what_it_covers(seed):
-    boxes = np.array([[0, 0, 96, 96], [1, 1, 3, 3]], np.float32)
-    crop, canvas = rectangle(label=9), Sample(np.zeros((96, 96, 3), np.uint8), boxes, np.array([1, 2]))
-    out = paste(np.random.default_rng(seed), canvas, crop, Jitter(scale=0.3, flip=0.5), margin=0.0)
-    assert out.labels[-1] == 9
-    np.testing.assert_allclose(out.boxes[-1], bright_extent(out.image), atol=2.1)
-    assert (canvas.image == 0).all()
-
-
-def test_a_box_mostly_under_the_paste_is_dropped():
-    canvas = Sample(np.zeros((44, 44, 3), np.uint8), np.array([[10, 10, 30, 30]], np.float32), np.array([1]))
-    crop = rectangle(40, 40, (0, 0, 40, 40), label=9)
-    out = paste(np.random.default_rng(0), canvas, crop, Jitter(), margin=0.0)
-    assert out.labels.tolist() == [9]
 
 
 @pytest.mark.parametrize("turns", range(4))

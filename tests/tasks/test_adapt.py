@@ -30,14 +30,19 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path / "support"
 
 
-def test_new_classes_become_columns_and_the_trunk_stays(best, folder):
+def test_new_classes_become_columns_and_running_statistics_stay(best, folder, caplog):
+    caplog.set_level("INFO", logger="fsdet")
     done = adapt(best, folder, folder.parent / "out", steps=2, device="cpu", overrides=QUICK)
     before, after = load_trained(best), load_trained(done.checkpoint)
     assert done.classes == ("mug", "pen") and after.classes == (*before.classes, "mug", "pen")
     assert after.finetuned and np.isfinite([done.before, done.after]).all()
     for part in ("backbone", "neck"):
-        old, new = (getattr(t.model, part).state_dict() for t in (before, after))
-        assert all(torch.equal(old[name], new[name]) for name in old), part
+        old, new = (dict(getattr(t.model, part).named_buffers()) for t in (before, after))
+        assert old and all(torch.equal(old[name], new[name]) for name in old), part
+    assert (
+        "recipe: registration alone finds" in caplog.text and "less than 0.25" in caplog.text
+    )  # two steps know nothing
+    assert config.load(done.checkpoint.with_name("config.yaml")).optim.steps == 3, "half as long again"
     assert after.model.head.standard[0].weight[80:].abs().max() > 0, "new columns start at zero"
     with pytest.raises(CheckpointError, match="one of stage 3"):
         adapt(done.checkpoint, folder, folder.parent / "again", steps=2, device="cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Pixels and boxes moved together: letterbox, mosaic, affine jitter, colour jitter, support windows, pasting.
+"""Pixels and boxes moved together: letterbox, mosaic, affine jitter, colour jitter, support windows.
 
 OpenCV on uint8 RGB: 4.5 ms an image at 640 px on one thread where torchvision's operators need 12.9. Every random
 function takes its generator; nothing here reads a global one.
@@ -210,33 +210,3 @@ def support_window(sample: Sample, index: int, size: int, rng: np.random.Generat
     if rng is not None and jitter is not None:
         image = colour(rng, image, jitter)
     return image, move_boxes(box[None], matrix, size, size)[0][0]
-
-
-def paste(rng: np.random.Generator, canvas: Sample, crop: Sample, jitter: Jitter, margin: float = 4.0) -> Sample:
-    """`crop`'s first instance (its box and `margin` px around it) laid over `canvas` at a random place and scale.
-
-    Boxes of the canvas of which less than half stays visible are dropped.
-    """
-    size = canvas.image.shape[0]
-    x0, y0, x1, y1 = crop.boxes[0]
-    h, w = crop.image.shape[:2]
-    left, top, right, bottom = (round(max(0, x0 - margin)), round(max(0, y0 - margin)),
-                                round(min(w, x1 + margin)), round(min(h, y1 + margin)))  # fmt: skip
-    patch = colour(rng, np.ascontiguousarray(crop.image[top:bottom, left:right]), jitter)
-    box = np.array([x0 - left, y0 - top, x1 - left, y1 - top], np.float32)
-    limit = 0.9 * size / max(patch.shape[:2])
-    factor = min(limit, rng.uniform(1 - jitter.scale, 1 + jitter.scale))
-    patch = cv2.resize(patch, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
-    box = box * factor
-    if rng.random() < jitter.flip:
-        patch, box = np.ascontiguousarray(patch[:, ::-1]), box[[2, 1, 0, 3]] * [-1, 1, -1, 1] + [patch.shape[1], 0] * 2
-    ph, pw = patch.shape[:2]
-    at = np.array([rng.integers(0, size - pw + 1), rng.integers(0, size - ph + 1)])
-    image = canvas.image.copy()
-    image[at[1] : at[1] + ph, at[0] : at[0] + pw] = patch
-    end = at + np.array([pw, ph])
-    covered = np.concatenate((np.maximum(canvas.boxes[:, :2], at), np.minimum(canvas.boxes[:, 2:], end)), 1)
-    hidden = (covered[:, 2:] - covered[:, :2]).clip(0).prod(1) / (canvas.boxes[:, 2:] - canvas.boxes[:, :2]).prod(1)
-    keep = hidden < 0.5
-    return Sample(image, np.concatenate((canvas.boxes[keep], (box + np.tile(at, 2))[None])).astype(np.float32),
-                  np.concatenate((canvas.labels[keep], crop.labels[:1])), canvas.known)  # fmt: skip

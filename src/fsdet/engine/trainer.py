@@ -17,6 +17,7 @@ import torch
 from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
 from fsdet.engine import checkpoint, folder, forensics, probe, records
+from fsdet.engine.allocator import keep_freed_memory
 from fsdet.engine.ema import Ema
 from fsdet.engine.feed import Feed
 from fsdet.engine.freezing import Freezer
@@ -107,6 +108,8 @@ class Trainer:
         torch.manual_seed(run.seed)
         torch.use_deterministic_algorithms(run.deterministic)
         self.device = choose_device(run.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = choose_precision(run.precision, self.device)
         self.task.model.to(self.device, memory_format=torch.channels_last)
         self.task.objective.to(self.device)

@@ -2,6 +2,7 @@
 """Config -> objects: what each kind of training is made of. The only readers of Config."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from fsdet.data import sources
 from fsdet.data.sources import DataSet
 from fsdet.engine.trainer import Trainer
 from fsdet.errors import ConfigError, DataError, explain
-from fsdet.tasks import initial
+from fsdet.tasks import initial, recipe
 from fsdet.tasks.fewshot import FewshotTask
 
 log = logging.getLogger("fsdet")
+Shots = Mapping[int, Sequence[tuple[int, int]]]  # {novel class: [(record index, box index), ...]}
 
 
 def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Trainer:
@@ -26,12 +28,13 @@ def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Tr
     data = read_data(config)
     task, report = build_task(config, data, resume=resume)
     log.info("%s", data.report)
-    return trainer_of(config, task, report, resume=resume, exist_ok=exist_ok)
+    return trainer_of(task, report, resume=resume, exist_ok=exist_ok)
 
 
-def trainer_of(config: Config, task: FewshotTask, report: str | None, *, resume: bool = False,
+def trainer_of(task: FewshotTask, report: str | None, *, resume: bool = False,
                exist_ok: bool = False) -> Trainer:  # fmt: skip
     """The Trainer of an initialised task; report: what was initialised from where."""
+    config = task.config
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
@@ -54,9 +57,21 @@ def read_data(config: Config) -> DataSet:
 
 
 def build_task(config: Config, data: DataSet, *, resume: bool) -> tuple[FewshotTask, str | None]:
-    """The task of a stage and what was initialised from where; on resume the weights come from the run itself."""
-    shots = initial.shots_of(config, data) if config.stage.name == "finetune" else ()
-    task = FewshotTask(config, data, *shots)
+    """The task of a stage and what was initialised from where; on resume the weights come from the run itself.
+
+    `task.config` is the configuration with what stage.recipe has chosen.
+    """
+    if config.stage.name != "finetune":
+        task, chosen = FewshotTask(recipe.settled(config, data, {}, "support", resume=resume)[0], data), ""
+    else:
+        task, chosen = finetune_task(config, data, *initial.shots_of(config, data), resume=resume)
     if resume:
         return task, None
-    return task, initial.initialise(task, config)
+    return task, "\n  ".join(filter(None, (initial.initialise(task, task.config), chosen)))
+
+
+def finetune_task(config: Config, data: DataSet, shots: Shots, split: str, *,
+                  resume: bool = False) -> tuple[FewshotTask, str]:  # fmt: skip
+    """The task of stage 3 on given shots, and what its recipe chose."""
+    config, chosen = recipe.settled(config, data, shots, split, resume=resume)
+    return FewshotTask(config, data, shots, split), chosen

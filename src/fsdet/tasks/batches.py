@@ -10,12 +10,12 @@ import torch
 from fsdet.config import Config
 from fsdet.data.collate import collate
 from fsdet.data.episodes import BalancedPlanner, EpisodePlanner, EpisodeSettings, EpochPlanner
+from fsdet.data.paste import Cutout, alone, paste, rectangle, silhouette
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
-from fsdet.data.transforms import Disguise, Jitter, Sample, augment, paste, support_window
+from fsdet.data.transforms import Disguise, Jitter, Sample, augment, support_window
 from fsdet.types import BACKGROUND, Episode, EpisodePlan, ImageRecord
 
-WHOLE = 0.3  # of stage 3's images without a pasted crop: whole images of the shots
 SUPPORT_JITTER = 0.5  # supports move, zoom and change colour, with half the ranges of the queries
 CACHE = {"none": 0, "auto": AUTO_BYTES, "ram": 1 << 40}  # bytes of decoded images
 
@@ -36,6 +36,7 @@ class Batches:
         self.store = ImageStore(records, config.data.image_size, CACHE[config.data.cache])
         self.shots = [(c, i, j) for c, found in sorted(shots.items()) for i, j in found]
         self.shot_store = ImageStore(data.split(shot_split), config.data.image_size) if self.shots else None
+        self._cutouts: dict[tuple[int, int, bool], Cutout] = {}
         self.planner = _planner(config, records, len(data.base))
         self.per_epoch = config.episode.per_epoch or max(1, len(records) // config.episode.queries)
         steps, epochs = config.optim.steps, config.optim.epochs
@@ -93,20 +94,38 @@ class Batches:
         return augment(rng, samples, self.jitter, self.config.data.image_size)
 
     def _with_shot(self, rng: np.random.Generator, base: Sequence[Sample]) -> Sample:
-        """Stage 3: a base image with a shot's crop on it, or a shot's whole image, or a base image as it is.
+        """Stage 3: a base image with shots pasted on it, or a shot's whole image, or a base image as it is.
 
-        Novel classes come equally often. Of a shot's image only the shot is known; the rest of it says nothing.
+        Novel classes come equally often.
         """
-        novel = sorted({c for c, _, _ in self.shots})
-        wanted = int(rng.choice(novel))
+        a, size, chance = self.config.data.augment, self.config.data.image_size, rng.random()
+        turned = replace(self.jitter, degrees=a.turn)
+        if chance < a.paste:
+            out = augment(rng, base, self.jitter, size)
+            for _ in range(int(rng.integers(1, a.pastes + 1))):
+                out = paste(rng, out, self._cutout(self._drawn_shot(rng), rng.random() < a.outline), turned)
+            return out
+        if chance >= a.paste + a.whole:
+            return augment(rng, base, self.jitter, size)
+        return augment(rng, [self._whole(self._drawn_shot(rng)) for _ in base], turned, size)
+
+    def _whole(self, pick: tuple[int, int]) -> Sample:
+        """A shot in its own image. What else is annotated there is grey, what is left is background."""
+        sample, index = self.shot_store.instance(*pick)
+        return alone(sample, index)
+
+    def _drawn_shot(self, rng: np.random.Generator) -> tuple[int, int]:
+        wanted = int(rng.choice(sorted({c for c, _, _ in self.shots})))
         candidates = [(i, j) for c, i, j in self.shots if c == wanted]
-        image, box = self.shot_store.instance(*candidates[int(rng.integers(len(candidates)))])
-        shot = Sample(image.image, image.boxes[box : box + 1], image.labels[box : box + 1], frozenset())
-        size, chance = self.config.data.image_size, rng.random()
-        share = self.config.data.augment.paste
-        if chance < share:
-            return paste(rng, augment(rng, base, self.jitter, size), shot, self.jitter)
-        return augment(rng, [shot] if chance < share + WHOLE * (1 - share) else base, self.jitter, size)
+        return candidates[int(rng.integers(len(candidates)))]
+
+    def _cutout(self, pick: tuple[int, int], outlined: bool) -> Cutout:
+        """A shot to paste, along its silhouette where that is wanted and found; each is cut out once."""
+        key = (*pick, outlined)
+        if key not in self._cutouts:
+            sample, index = self.shot_store.instance(*pick)
+            self._cutouts[key] = (silhouette(sample, index) if outlined else None) or rectangle(sample, index)
+        return self._cutouts[key]
 
     def _partner(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
         if isinstance(self.planner, EpisodePlanner):

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""stage.recipe: auto follows the rehearsal, a resumed run keeps its choice, base images are not given up untold."""
+
+import numpy as np
+import pytest
+import torch
+
+from fsdet import config as configs
+from fsdet import tasks
+from fsdet.data.shots import draw_shots
+from fsdet.data.sources import load
+from fsdet.data.store import ImageStore
+from fsdet.errors import ConfigError
+from fsdet.tasks import recipe, rehearsal
+from fsdet.tasks.loading import load_trained
+
+STAGE_3 = ("stage.name=finetune", "episode.shots=1", "stage.recipe=auto")
+
+
+@pytest.fixture
+def told(settings, best, monkeypatch):
+    """A stage-3 config whose rehearsal reaches what it is told."""
+
+    def make(ap50, *overrides):
+        monkeypatch.setattr(recipe, "rehearse", lambda *_: ap50)
+        config = settings(*STAGE_3, f"stage.init_from={best}", "optim.steps=4", *overrides)
+        return tasks.build_task(config, tasks.read_data(config), resume=False)
+
+    return make
+
+
+def test_classes_that_carry_over_keep_the_file_and_slow_the_backbone(told):
+    task, report = told(recipe.CARRIES_OVER, "optim.lr_scale={head: 2}")
+    assert task.config.optim.lr_scale == {"backbone": 0.5, "head": 2} and task.config.optim.steps == 4
+    assert f"AP50 {recipe.CARRIES_OVER:.3f}" in report and "half speed" in report
+
+
+def test_a_lr_scale_of_the_users_own_stays(told):
+    assert told(0.9, "optim.lr_scale={backbone: 0.1}")[0].config.optim.lr_scale == {"backbone": 0.1}
+
+
+def test_other_classes_move_everything_faster_and_longer_on_more_of_their_own_images(told):
+    task, report = told(0.1, "optim.lr=0.01", "optim.muon_lr=0.02", "data.augment.paste=0.6", "data.augment.whole=0.1")
+    optim, augment = task.config.optim, task.config.data.augment
+    assert (optim.lr, optim.muon_lr, optim.steps, optim.lr_scale) == (0.02, 0.04, 6, {})
+    assert (augment.paste, augment.whole) == (0.35, 0.4) and "everything moves" in report
+    assert task.batches.config is task.config, "the batches follow the recipe too"
+
+
+def test_epochs_grow_where_the_length_is_in_epochs():
+    far = recipe._far(configs.load(None, [*STAGE_3, "optim.epochs=3"]))
+    assert far["optim"]["epochs"] == 4.5 and "steps" not in far["optim"]
+
+
+def test_a_resumed_run_keeps_its_recipe(settings, best, monkeypatch):
+    monkeypatch.setattr(recipe, "rehearse", lambda *_: 0.0)
+    config = settings(*STAGE_3, f"stage.init_from={best}")
+    tasks.build(config).fit()
+    monkeypatch.setattr(recipe, "rehearse", lambda *_: pytest.fail("rehearsed again"))
+    again = tasks.build_task(config, tasks.read_data(config), resume=True)[0].config
+    assert again.optim.steps == 3 and again.optim.muon_lr == 2 * config.optim.muon_lr
+
+
+def test_auto_is_for_stage_3(settings, best):
+    config = settings("stage.recipe=auto", f"stage.init_from={best}")
+    with pytest.raises(ConfigError, match=r"stage\.recipe=auto"):
+        tasks.build_task(config, tasks.read_data(config), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("data.augment.paste=0", "data.augment.whole=1"), "forgotten"),
+        (("data.augment.paste=0.7", "data.augment.whole=0.4"), "at most 1"),
+    ],
+)
+def test_base_images_are_not_given_up_untold(settings, best, change, told):
+    config = settings("stage.name=finetune", f"stage.init_from={best}", "episode.shots=1", *change)
+    with pytest.raises(ConfigError, match=told):
+        tasks.build_task(config, tasks.read_data(config), resume=False)
+
+
+def test_they_are_when_told(settings, best):
+    alone = ("data.augment.paste=0", "data.augment.whole=1", "stage.forget=true")
+    config = settings("stage.name=finetune", f"stage.init_from={best}", "episode.shots=1", *alone)
+    batch = tasks.build_task(config, tasks.read_data(config), resume=False)[0].batch(0)
+    labels = batch.targets.base_labels[batch.targets.valid]
+    assert (labels >= 80).all() and len(labels)
+
+
+@pytest.fixture
+def shots(small_demo):
+    data = load(small_demo)
+    novel = list(range(data.num_base, len(data.names)))
+    records = data.split("support")
+    here = [c for c in novel if sum((r.labels == c).sum() for r in records) >= 2]
+    return data, here, ImageStore(records, 96), ImageStore(data.split("train"), 96)
+
+
+def test_a_rehearsal_knows_a_perfect_embedding_from_a_blind_one(shots, best, monkeypatch):
+    """Scores replaced by an oracle that reads each copy's class off the scene, and by one that always errs."""
+    data, here, store, canvases = shots
+    trained = load_trained(best)
+    drawn = draw_shots(data.split("support"), here, [2], 0, data.names)
+    for found, expected in ((lambda s: s.labels, 1.0), (lambda s: np.full(len(s.labels), here[0]), None)):
+
+        def oracle(_, scenes, words, found=found):
+            assert set(words.prototype_labels) <= set(here)
+            return [rehearsal.Detections(torch.from_numpy(s.boxes), torch.ones(len(s.boxes)),
+                                         torch.as_tensor(found(s)), torch.ones(len(s.boxes), dtype=torch.uint8))
+                    for s in scenes]  # fmt: skip
+
+        monkeypatch.setattr(rehearsal, "_detections", oracle)
+        ap50 = rehearsal.rehearse(trained, canvases, drawn, store)
+        assert ap50 == pytest.approx(1.0) if expected else ap50 < 0.3
+
+
+def test_no_half_of_the_shots_looks_for_itself(shots, best, monkeypatch):
+    data, here, store, canvases = shots
+    asked = []
+    monkeypatch.setattr(rehearsal, "_words", lambda trained, rows, labels: asked.append(rows))
+    monkeypatch.setattr(rehearsal, "_detections", lambda trained, scenes, words: [_nothing() for _ in scenes])
+    rehearsal.rehearse(load_trained(best), canvases, draw_shots(data.split("support"), here, [2], 0, data.names), store)
+    first, second = asked
+    assert len(first) == len(second) == len(here)
+    assert not any((a == b).all() for a in first for b in second)
+
+
+def test_a_rehearsal_repeats_itself(shots, best):
+    data, here, store, canvases = shots
+    drawn = draw_shots(data.split("support"), here, [1], 0, data.names)
+    a, b = (rehearsal.rehearse(load_trained(best), canvases, drawn, store, seed=3) for _ in range(2))
+    assert a == b and 0 <= a <= 1
+
+
+def _nothing():
+    return rehearsal.Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64),
+                                torch.zeros(0, dtype=torch.uint8))  # fmt: skip
+
+
+def test_the_shipped_stage_3_files_ask_for_it():
+    for path in ("configs/stage_3.yaml", "configs/demo/stage_3.yaml"):
+        assert configs.load(path).stage.recipe == "auto"
