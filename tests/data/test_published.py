@@ -13,6 +13,8 @@ from fsdet.cli.main import main
 from fsdet.data import sources
 from fsdet.data.published import read_published
 from fsdet.data.shots import ShotFile
+from fsdet.data.splits import COCO as COCO_NAMES
+from fsdet.data.splits import VOC as VOC_NAMES
 from fsdet.errors import DataError
 
 # VOC: the layout of TFA ---------------------------------------------------------------------------------------------
@@ -23,6 +25,7 @@ VOC = {  # file: [(class, xyxy px, difficult)]
     "VOC2007/000002": [("bird", (10 * i, 0, 10 * i + 8, 8), False) for i in range(3)],
     "VOC2012/2008_000003": [("bird", (1, 1, 9, 9), True), *((name, (5, 5, 30, 30), False) for name in OTHERS)],
     "VOC2012/2008_000004": [(name, (6, 6, 30, 30), False) for name in OTHERS],
+    "VOC2012/2011_000005": [(name, (7, 7, 30, 30), False) for name in VOC_NAMES],  # in no list
 }
 BIRDS = {1: ["000001"], 2: ["000001", "000002"], 3: ["000002"]}
 
@@ -68,7 +71,7 @@ def test_voc_seed_0_is_the_folder_itself_and_others_their_own(voc, tmp_path):
     assert zero.split == "train" and set(zero.classes) == set(voc.novel) and one.seed == 1
     assert instances(voc, zero, 1)["bird"] == [("000001", (1, 1, 9, 9))]
     both = instances(voc, zero, 2)
-    assert [stem for stem, _ in both["bird"]] == ["000001", "000002"]  # one of each, though 000002 has three
+    assert len(both["bird"]) == 2 and both["bird"][0] != both["bird"][1]  # of four boxes in the two images
     for name in OTHERS:
         assert both[name] == [("2008_000003", (5, 5, 30, 30)), ("2008_000004", (6, 6, 30, 30))]
     assert [stem for stem, _ in instances(voc, one, 1)["bird"]] == ["000002"]
@@ -85,6 +88,46 @@ def test_voc_boxes_beyond_k_are_drawn_exactly_and_repeatably(voc, tmp_path):
         assert first != second
         chosen.update([first[1][0], second[1][0]])
     assert set(chosen) == {0, 10, 20} and all(8 <= n <= 32 for n in chosen.values())  # 20 expected, sigma 2.6
+
+
+def test_voc_boxes_beyond_k_are_as_likely_as_each_other_wherever_they_are(voc, tmp_path):
+    """FsDet's loader: np.random.choice(boxes of all listed images, K, replace=False)."""
+    seeds = range(2, 102)
+    for seed in seeds:
+        write_voc_lists(tmp_path / f"vocsplit/seed{seed}", {2: BIRDS[2]})  # one box in 000001, three in 000002
+    files = read_published(voc, tmp_path / "vocsplit", seeds, [2])
+    single = sum("000001" in [stem for stem, _ in instances(voc, file, 2)["bird"]] for file in files)
+    assert 30 <= single <= 70  # 2 of 4 boxes: 50 expected, sigma 5; 100 were each image to give one first
+
+
+def test_voc_an_image_that_a_list_names_twice_gives_its_box_twice_only_where_nothing_else_is_left(
+    voc, tmp_path, caplog
+):
+    """FsDet's prepare_voc_few_shot.py draws anew for every K, may draw an image again, and counts its boxes again."""
+    lists = ((2, ["000001", "000001"]), (3, ["000001", "000001", "000002"]), (4, ["2008_000003", "2008_000003"]))
+    for seed, stems in lists:
+        write_voc_lists(tmp_path / f"vocsplit/seed{seed}", {2: stems})
+    with caplog.at_level(logging.WARNING, "fsdet"):
+        twice, spared, difficult = read_published(voc, tmp_path / "vocsplit", [2, 3, 4], [2])
+    assert instances(voc, twice, 2)["bird"] == [("000001", (1, 1, 9, 9))] * 2
+    boxes = instances(voc, spared, 2)["bird"]
+    assert boxes[0] != boxes[1]
+    assert instances(voc, difficult, 2)["bird"] == [("2008_000003", (1, 1, 9, 9))] * 2
+    assert "2 shots come twice" in caplog.text
+    twice.save(tmp_path / "twice.json")
+    assert ShotFile.load(tmp_path / "twice.json") == twice
+    write_voc_lists(tmp_path / "vocsplit/seed5", {3: ["000001", "000001"]})
+    with pytest.raises(DataError, match="'bird': have 2 boxes, need 3"):
+        read_published(voc, tmp_path / "vocsplit", [5], [3])
+
+
+def test_voc_lists_reach_boxes_in_every_record_of_an_image(voc, tmp_path):
+    """Two sources may label one image, each its own classes."""
+    whole = voc.split("train")
+    parts = [r.kept(r.labels == label) for r in whole for label in sorted(set(r.labels.tolist()), reverse=True)]
+    apart = sources.DataSet(voc.root, voc.base, voc.novel, {"train": parts}, voc.report)
+    drawn, split = (read_published(data, tmp_path / "vocsplit", [0, 1]) for data in (voc, apart))
+    assert [file.sha256 for file in drawn] == [file.sha256 for file in split]
 
 
 def test_voc_difficult_boxes_come_last_and_are_told(voc, tmp_path, caplog):
@@ -285,7 +328,8 @@ def test_cd_fsod_classes_are_checked_and_missing_numbers_told(coco, tmp_path):
 # folders --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_split_by_name_checks_the_classes_of_the_lists(tmp_path):
+def test_a_split_by_name_checks_the_classes_of_the_lists(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "CATEGORIES", [{"id": i, "name": n} for i, n in COCO_NAMES.items()])
     data = coco_data(tmp_path / "coco", split="coco", base=None, novel=None)
     write_coco_lists(tmp_path / "cocosplit", {(1, "cat"): (4,), (1, "pottedplant"): (2,), (1, "fridge"): ()})
     with pytest.raises(DataError) as caught:

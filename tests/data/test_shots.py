@@ -4,6 +4,7 @@
 import hashlib
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,48 @@ def test_the_unit_image_is_one_instance_from_each_of_k_images(seed):
         draw_shots(records, [0], [1], 0, NAMES, "images")
 
 
+def sha(picks, records):
+    return hashlib.sha256(repr(named(picks, records)).encode()).hexdigest()[:16]
+
+
+def test_a_draw_is_the_same_for_ever():
+    """A constant: notebooks and results name draws by their seed alone."""
+    assert sha(draw_shots(RECORDS, [0, 1, 2], [10], 7, NAMES), RECORDS) == "bfee6df7ff39d49e"
+
+
+def test_an_image_in_two_records_is_one_image_and_its_instance_comes_once():
+    both = [*RECORDS, *RECORDS]  # a source listed twice
+    want = named(draw_shots(RECORDS, [0, 1, 2], [10], 0, NAMES), RECORDS)
+    assert named(draw_shots(both, [0, 1, 2], [10], 0, NAMES), both) == want
+    with pytest.raises(DataError, match="class 'ant': have 44, need 45"):
+        draw_shots(both, [0], [45], 0, NAMES)
+    halves = [record("a.jpg", [0]), record("a.jpg", [1, 0]), record("b.jpg", [0])]  # two sources label one image
+    for seed in range(10):
+        rows = draw_shots(halves, [0], [2, 3], seed, NAMES)[0]
+        assert {halves[i].path.name for i, _ in rows[:2]} == {"a.jpg", "b.jpg"}
+        assert len(draw_shots(halves, [0], [2], seed, NAMES, "image")[0]) == 2
+    with pytest.raises(DataError, match="class 'ant': have 2, need 3"):
+        draw_shots(halves, [0], [3], 0, NAMES, "image")
+
+
+def test_images_of_one_name_in_equal_folders_are_drawn_apart_and_in_any_order_of_sources():
+    """a/images/0.jpg and b/images/0.jpg: equal in their last two parts."""
+    records = [record(f"{i}.jpg", [0], folder=f"/data/{s}/images") for s in "ab" for i in range(20)]
+    backwards, neighbours = records[::-1], 0
+    for seed in range(20):
+        want = named(draw_shots(records, [0], [40], seed, NAMES), records)
+        assert named(draw_shots(backwards, [0], [40], seed, NAMES), backwards) == want
+        stems = [Path(path).stem for path, _ in want[0]]
+        neighbours += sum(a == b for a, b in pairwise(stems))
+    assert neighbours < 60  # 20 draws x 39 pairs / 39 = 20 expected; 400 were they drawn together
+
+
+def test_a_zero_is_a_zero():
+    """-0.0 and 0.0 are one place: formats differ in how they arrive at it."""
+    signed = [ImageRecord(r.path, r.size, np.where(r.boxes == 0, -0.0, r.boxes), r.labels, r.crowd) for r in RECORDS]
+    assert draw_shots(signed, [0], [10], 0, NAMES) == draw_shots(RECORDS, [0], [10], 0, NAMES)
+
+
 def test_too_few_instances_name_class_have_and_need():
     records = [record("a.jpg", [0, 0, 1], [False, True, False])]
     with pytest.raises(DataError, match=r"class 'ant': have 1, need 2; class 'cow': have 0, need 2"):
@@ -130,6 +173,26 @@ def test_picks_that_do_not_fit_are_told(data, tmp_path):
         shots.picks(sources.load(data_yaml(tmp_path, support=".", base=["dog"])))
     with pytest.raises(DataError, match="Did you mean 'cat'"):
         ShotFile.draw(data, [1], 0, classes=["cut"])
+
+
+def test_a_file_of_another_data_set_is_refused(data, tmp_path):
+    """Same class, other pictures; same pictures, another novel class; boxes of another class in the same place."""
+    shots = ShotFile.draw(data, [1], 0)
+    elsewhere = sources.load(data_yaml(tmp_path / "other", support=str(voc(tmp_path / "other/deep")), novel=["cat"]))
+    with pytest.raises(DataError, match="class 'cat': 1 shots are not in split 'support'"):
+        shots.picks(elsewhere, 1)
+    with pytest.raises(DataError, match="class 'dog' is novel and has no shots"):
+        shots.picks(sources.load(data_yaml(tmp_path, support=".", novel=["cat", "dog"])), 1)
+    (tmp_path / "a.xml").write_text((tmp_path / "a.xml").read_text().replace("cat", "dog"))
+    with pytest.raises(DataError, match="class 'cat': 1 shots are not in split 'support'"):
+        shots.picks(sources.load(data_yaml(tmp_path, support=".", base=["dog"], novel=["cat"])), 1)
+
+
+def test_a_list_that_is_longer_than_its_k_is_no_k_shot_set(data):
+    cat, dog = ShotFile.draw(data, [1], 0).lists[1]["cat"][0], Shot("a.jpg", (0.0, 0.0, 60.0, 40.0))
+    long = ShotFile(data.names, (1,), 0, "support", {1: {"cat": (cat,), "dog": (dog, dog)}}, nested=False)
+    with pytest.raises(DataError, match="class 'dog': have 2 shots, need 1"):
+        long.picks(data, 1)
 
 
 def test_a_file_of_unit_image_says_so_and_is_read(data, tmp_path):
@@ -230,6 +293,18 @@ def test_a_touched_file_is_refused(data, tmp_path, damage):
     path.write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"shots\.json"):
         ShotFile.load(path)
+
+
+@pytest.mark.parametrize("key", ["names", "ks", "seed", "split", "unit", "nested", "sampler", "sha256", "shots"])
+@pytest.mark.parametrize("value", [None, 1, 1.5, -1, True, "a", [], [None], ["1"], [[1]], {}, {"a": 1}, {"1": 1}])
+def test_a_value_of_another_type_is_refused_or_harmless(data, tmp_path, key, value):
+    path = tmp_path / "shots.json"
+    ShotFile.draw(data, [1], 0).save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    try:
+        assert ShotFile.load(path).picks(data, 1) == {1: [(0, 0)]}
+    except DataError as error:
+        assert "shots.json" in str(error) or "Next: " in str(error)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])

@@ -8,7 +8,7 @@ import pytest
 
 from dataset_files import NAMES, OBJECTS, coco, coco_document, data_yaml, image, images, rows_of, voc, voc_xml, yolo
 from fsdet.data import sources
-from fsdet.data.splits import COCO, VOC, named_split
+from fsdet.data.splits import COCO, SPELLINGS, VOC, named_split
 from fsdet.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -333,11 +333,44 @@ def test_coco_split_is_60_and_the_20_that_voc_has():
 
 
 def test_split_key_stands_for_base_and_novel(tmp_path):
-    rows = [("bird", (1, 1, 9, 9), False), ("person", (1, 1, 9, 9), False)]
-    (voc(tmp_path) / "a.xml").write_text(voc_xml("a.jpg", rows=rows))
+    write_voc_classes(tmp_path, VOC)
     data = sources.load(data_yaml(tmp_path, train=".", split="voc1"))
     assert (data.base, data.novel) == named_split("voc1")
-    assert [data.names[label] for label in data.split("train")[0].labels] == ["bird", "person"]
+    assert [data.names[label] for label in data.split("train")[0].labels] == list(VOC)  # whatever the numbers
+
+
+def write_voc_classes(folder, names):
+    (voc(folder) / "b.xml").unlink()
+    (folder / "a.xml").write_text(voc_xml("a.jpg", rows=[(name, (1, 1, 9, 9), False) for name in names]))
+
+
+@pytest.mark.parametrize("voc_name", SPELLINGS)
+def test_a_split_of_the_other_publishers_words_is_refused_with_the_word(tmp_path, voc_name):
+    coco_name = SPELLINGS[voc_name]
+    write_voc_classes(tmp_path, [coco_name if name == voc_name else name for name in VOC])
+    with pytest.raises(DataError, match=f"got '{voc_name}'. .*Did you mean '{coco_name}'"):
+        sources.load(data_yaml(tmp_path, train=".", split="voc1"))
+    document = coco_document()
+    document["categories"] = [{"id": i, "name": voc_name if n == coco_name else n} for i, n in COCO.items()]
+    document["annotations"] = []
+    (tmp_path / "coco").mkdir()
+    coco(tmp_path / "coco", document)
+    with pytest.raises(DataError, match=f"got '{coco_name}'. .*Did you mean '{voc_name}'"):
+        sources.load(data_yaml(tmp_path, train="coco/boxes.json", split="coco"))
+
+
+def test_a_split_by_name_needs_every_class_of_it(tmp_path):
+    write_voc_classes(tmp_path, [name for name in VOC if name not in ("sofa", "train")])
+    with pytest.raises(DataError, match=r"the 20 classes of split voc3, got 18 of them, without train, sofa\. Next: "):
+        sources.load(data_yaml(tmp_path, train=".", split="voc3"))
+    assert sources.load(data_yaml(tmp_path, train=".", split="voc3"), splits=["train"]).novel[-1] == "sofa"
+
+
+@pytest.mark.parametrize("name", [["voc1"], {"voc": 1}, 1, None, "VOC1", "voc4"])
+def test_another_split_is_refused(tmp_path, name):
+    voc(tmp_path)
+    with pytest.raises(DataError, match="one of voc1, voc2, voc3, coco"):
+        sources.load(data_yaml(tmp_path, train=".", split=name))
 
 
 # the published sets, where they lie beside the checkout -----------------------------------------------------------

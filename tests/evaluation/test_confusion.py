@@ -45,6 +45,14 @@ def test_empty_images_and_crowds():
     assert confusion_matrix([empty], [inside], 1).tolist() == [[0, 1], [0, 0]]
 
 
+def test_an_unused_detection_of_a_class_that_the_image_does_not_label_is_no_false_alarm():
+    truth = record(0, [[0, 0, 20, 20]], [0], exhaustive=frozenset({0}))
+    detections = found([[0, 0, 20, 20], [50, 50, 70, 70], [80, 80, 99, 99]], [0.9, 0.8, 0.7], [0, 1, 0])
+    assert confusion_matrix([truth], [detections], 2).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    said_wrong = found([[0, 0, 20, 20]], [0.9], [1])  # on a labelled object it is a confusion all the same
+    assert confusion_matrix([truth], [said_wrong], 2).tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
 def test_wrong_input_is_refused():
     with pytest.raises(ShapeError):
         confusion_matrix([record(0, [], [])], [], 1)

@@ -126,6 +126,7 @@ def test_precision_curve_is_what_ap50_averages():
         ([], ShapeError, "1 images, got 0"),
         ([found([[0, 0, float("nan"), 1]], [0.5], [0])], FsdetError, "finite"),
         ([found([[0, 0, 1, 1]], [float("inf")], [0])], FsdetError, "finite"),
+        ([found([[0, 0, 1, 1]], [float("nan")], [0])], FsdetError, "finite"),
         ([found([[0, 0, 1, 1]], [0.5], [2])], FsdetError, r"0\.\.1"),
         ([found([[0, 0, 1, 1]], [0.5], [-1])], FsdetError, r"0\.\.1"),
     ],
@@ -157,6 +158,47 @@ def test_false_positives_are_counted_on_images_without_registered_classes_only()
     assert np.isnan(fp_per_image(records[:1], detections[:1], [0], 0.3))
     with pytest.raises(ShapeError):
         fp_per_image(records, detections[:1], [0], 0.3)
+    broken = [found(np.zeros((1, 4)), [float("nan")], [0])] * 4
+    with pytest.raises(FsdetError, match="nan"):
+        fp_per_image(records, broken, [0], 0.3)
+
+
+def test_false_positives_by_hand_on_random_images():
+    records, detections = scene(np.random.default_rng(2), images=30, classes=6)
+    clean = [i for i, r in enumerate(records) if not {1, 4} & set(r.labels.tolist())]
+    assert 3 < len(clean) < 30
+    said = [s for i in clean for s, c in zip(detections[i].scores, detections[i].labels, strict=True) if c in (1, 4)]
+    assert fp_per_image(records, detections, [1, 4], 0.5) == sum(s >= 0.5 for s in said) / len(clean) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_awkward_boxes_score_as_pycocotools_has_them(seed):
+    """Boxes without area, exact copies of the truth, all scores equal, images without truth or detections."""
+    rng = np.random.default_rng(seed)
+    records, detections = scene(rng, images=8, classes=3, levels=1 + seed)
+    records[0], detections[1] = record(0, [], []), found([], [], [])
+    for i, (r, d) in enumerate(zip(records, detections, strict=True)):
+        xyxy, extra = d.boxes.numpy().copy(), r.boxes[~r.crowd]
+        xyxy[:2, 2:] = xyxy[:2, :2]
+        scores = [*d.scores.tolist(), *[0.5] * len(extra)]
+        detections[i] = found(np.concatenate([xyxy, extra]), scores, [*d.labels.tolist(), *r.labels[~r.crowd]])
+    scores = Scorer(records, 4).score(detections)  # class 3 is in no image
+    for ids in (None, [0, 3], [2]):
+        want = pycocotools(records, detections, 4, ids)
+        assert (scores.ap(ids), scores.ap50(ids), scores.recall(ids)) == pytest.approx(want, abs=1e-12)
+    assert np.isnan(scores.class_ap50[3])
+
+
+def test_classes_by_another_number_score_the_same():
+    """Base and novel numbers of one data set are the categories of another: figures follow the names."""
+    records, detections = scene(np.random.default_rng(4), images=8, classes=4)
+    other = np.array([2, 0, 3, 1])
+    there = [record(i, r.boxes, other[r.labels], r.crowd) for i, r in enumerate(records)]
+    said = [found(d.boxes.numpy(), d.scores.tolist(), other[d.labels.numpy()]) for d in detections]
+    for metric in ("coco", "voc07"):
+        here, moved = Scorer(records, 4, metric).score(detections), Scorer(there, 4, metric).score(said)
+        assert moved.class_ap[other].tolist() == here.class_ap.tolist()
+        assert moved.ap50([2, 0]) == pytest.approx(here.ap50([0, 1]), abs=1e-12)
 
 
 def test_half_precision_detections_on_a_graph_are_scored():

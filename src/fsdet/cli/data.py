@@ -87,14 +87,18 @@ def _shots(args: argparse.Namespace) -> int:
     for path in paths:
         refuse_foreign(path, "a shot file", is_json_with("sampler", "seed"))
     ks = args.shots or [k for group in args.k or [] for k in group]
-    drawn = _drawn(args, sources.load(args.data), ks, seeds)
+    data = sources.load(args.data)
+    drawn = _drawn(args, data, ks, seeds)
     for file, path in zip(drawn, paths, strict=True):
         file.save(path)
         shown = f"{', '.join(map(str, file.ks))} shots ({file.unit}) of {len(file.classes)} classes"
         print(f"{path}: {shown}, seed {file.seed}, sha256 {file.sha256[:12]}")
-    command = f"fsdet train configs/stage_3.yaml data.path={args.data} data.shots={paths[0]}"
-    command += f" episode.shots={max(drawn[0].ks)}"
-    print(f"next: {typed(command)}")
+    if data.novel:  # without, the shots are of base classes, which stage 3 takes from train
+        command = f"fsdet train configs/stage_3.yaml data.path={args.data} data.shots={paths[0]}"
+        command += f" episode.shots={max(drawn[0].ks)}"
+        print(f"next: {typed(command)}")
+    else:
+        print("the data set has no novel classes: these are shots of all its classes")
     return 0
 
 

@@ -34,6 +34,7 @@ class DataYaml:
 
     exhaustive: an image shows no unlabelled object of any class; False: only the classes of its own source are
     labelled (`exhaustive: source`).
+    published: the name under which `split` gave the lists, if it did.
     """
 
     file: Path
@@ -44,6 +45,7 @@ class DataYaml:
     names: tuple[str, ...] | None = None
     exhaustive: bool = True
     ignored: tuple[str, ...] = field(default=())
+    published: str | None = None
 
 
 def parse(file: Path, report: Report) -> DataYaml:
@@ -72,7 +74,7 @@ def parse(file: Path, report: Report) -> DataYaml:
     root = _root(document.get("path"), file, problems, report)
     if problems:
         raise DataError("\n".join(problems))
-    return DataYaml(file, root, splits, base, novel, names, exhaustive == "all")
+    return DataYaml(file, root, splits, base, novel, names, exhaustive == "all", published=document.get("split"))
 
 
 def read_mapping(file: Path) -> dict[str, Any]:

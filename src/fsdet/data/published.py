@@ -21,7 +21,7 @@ import numpy as np
 
 from fsdet.data.report import Report
 from fsdet.data.root import Root
-from fsdet.data.shots import Lists, Shot, ShotFile, as_shots, image_first, match
+from fsdet.data.shots import Lists, Shot, ShotFile, as_shots, match, shuffled
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, did_you_mean, explain
 
@@ -71,6 +71,9 @@ def read_published(
         raise DataError(_listed(problems, str(folder), split, data))
     if source.difficult:
         log.warning("%s: %d shots are marked difficult, where lists have too few others", folder, source.difficult)
+    if source.repeated:
+        log.warning("%s: %d shots come twice, where lists name an image twice and show too few others", folder,
+                    source.repeated)  # fmt: skip
     return drawn
 
 
@@ -116,8 +119,7 @@ def _entries(layout: str, path: Path, name: str) -> dict[str, list[Entry]]:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
         text = path.read_bytes().decode("utf-8-sig")
         if layout == "tfa-voc":
-            images = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
-            return {name: [Entry(image) for image in images]}
+            return {name: [Entry(line.strip()) for line in text.splitlines() if line.strip()]}
         return _coco_entries(json.loads(text), name)
     except (OSError, RecursionError) as error:
         raise ValueError(str(error)) from error
@@ -153,6 +155,7 @@ class _Source:
         self.unit = "image" if layout == "cd-fsod" else "instance"
         self.wanted = data.novel or data.names
         self.difficult = 0  # shots taken although they are marked so
+        self.repeated = 0  # shots taken a second time
         self.images: dict[str, list[int]] = {}
         for i, record in enumerate(self.records):
             self.images.setdefault(_key(record.path.name), []).append(i)
@@ -210,22 +213,33 @@ class _Source:
         return faults, picks
 
     def _drawn(self, label: int, k: int, entries: list[Entry], stream: str) -> tuple[list[str], list[tuple[int, int]]]:
-        """k boxes of the listed images, in the order of an own draw. A list may name images with more boxes than k,
-        and its publishers counted difficult ones: here they come last."""
+        """k boxes of the listed images. A list may show more, of which its publishers' loader draws k, all boxes being
+        as likely: here with the seed. Difficult ones, which they count, come last, and after those the boxes of an
+        image that is listed twice once more: the script that drew the lists could repeat one and counted it again."""
         faults: list[str] = []
-        plain: dict[int, list[int]] = {}
-        difficult: dict[int, list[int]] = {}
+        pools = self._pools(label, entries, faults)
+        picks: list[tuple[int, int]] = []
+        for name, pool in pools.items():
+            taken = shuffled(self.records, pool, stream)[: k - len(picks)]
+            self.difficult += len(taken) if name == "difficult" else 0
+            self.repeated += len(taken) if name == "repeated" else 0
+            picks += taken
+        return faults, picks
+
+    def _pools(self, label: int, entries: list[Entry], faults: list[str]) -> dict[str, list[tuple[int, int]]]:
+        """{"plain", "difficult", "repeated": boxes of the class in the listed images}, in the order of preference."""
+        pools: dict[str, list[tuple[int, int]]] = {"plain": [], "difficult": [], "repeated": []}
+        seen: set[int] = set()
         for entry in entries:
             found = self._find(entry.image, faults)
-            for i in found[:1]:
-                for j in np.flatnonzero(self.records[i].labels == label).tolist():
-                    (difficult if self.records[i].crowd[j] else plain).setdefault(i, []).append(j)
-                if i not in plain and i not in difficult:
-                    faults.append(f"no box of it in '{entry.image}'")
-        first = image_first(self.records, plain, stream)[:k]
-        picks = first + image_first(self.records, difficult, stream)[: k - len(first)]
-        self.difficult += len(picks) - len(first)
-        return faults, picks
+            boxes = [(i, j) for i in found for j in np.flatnonzero(self.records[i].labels == label).tolist()]
+            for i, j in boxes:
+                again, crowd = i in seen, self.records[i].crowd[j]
+                pools["repeated" if again else "difficult" if crowd else "plain"].append((i, j))
+            seen.update(found)
+            if found and not boxes:
+                faults.append(f"no box of it in '{entry.image}'")
+        return pools
 
     def _boxed(self, label: int, entries: list[Entry]) -> tuple[list[str], list[tuple[int, int]]]:
         """The instances that the listed boxes are."""

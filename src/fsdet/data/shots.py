@@ -8,7 +8,7 @@ the unit `image` stops there, so that K images give one instance each.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,15 +51,15 @@ def draw_shots(
         raise DataError(
             explain(" or ".join(UNITS), f"'{unit}'", "unit", f"use one of them.{did_you_mean(unit, UNITS)}")
         )
-    found: dict[int, dict[int, list[int]]] = {c: {} for c in classes}
+    found: Picks = {c: [] for c in classes}
     for i, record in enumerate(records):
         for j, label in enumerate(record.labels.tolist()):
             if label in found and not record.crowd[j]:
-                found[label].setdefault(i, []).append(j)
+                found[label].append((i, j))
     titles = {c: names[c] if names is not None else str(c) for c in classes}
     drawn = {c: image_first(records, found[c], f"{seed}\0{titles[c]}") for c in classes}
     if unit == "image":  # every image's first comes before any image's second
-        drawn = {c: rows[: len(found[c])] for c, rows in drawn.items()}
+        drawn = {c: rows[: len({records[i].path for i, _ in rows})] for c, rows in drawn.items()}
     short = [f"class '{titles[c]}': have {len(rows)}, need {need}" for c, rows in drawn.items() if len(rows) < need]
     if short:
         what = "instances" if unit == "instance" else "images with an instance"
@@ -69,16 +69,53 @@ def draw_shots(
 
 
 def image_first(
-    records: Sequence[ImageRecord], images: Mapping[int, Sequence[int]], stream: str
+    records: Sequence[ImageRecord], instances: Iterable[tuple[int, int]], stream: str
 ) -> list[tuple[int, int]]:
-    """All (record, box) of {record: boxes} in the order that `stream` seeds: each image once before any comes again."""
+    """(record, box) `instances` of one class in the order that `stream` seeds: each image once before any comes again.
+
+    Records may share an image, and sources may repeat each other: an instance comes once, and an image is one image.
+    """
     ranked = []
-    for i, boxes in images.items():
-        key = "/".join(records[i].path.parts[-2:])
-        image = _hash(stream, key)
-        inside = sorted(boxes, key=lambda j: (_hash(stream, key, records[i].boxes[j].round(1).tolist()), j))
-        ranked += [(turn, image, i, j) for turn, j in enumerate(inside)]
-    return [(i, j) for _, _, i, j in sorted(ranked)]
+    for image, rows in _by_image(records, instances, stream).items():
+        ranked += [(turn, image, pick) for turn, (_, pick) in enumerate(sorted(rows))]
+    return [pick for _, _, pick in sorted(ranked)]
+
+
+def shuffled(
+    records: Sequence[ImageRecord], instances: Iterable[tuple[int, int]], stream: str
+) -> list[tuple[int, int]]:
+    """`instances` once each in the order that `stream` seeds, every order being as likely."""
+    return [pick for _, pick in sorted(row for rows in _by_image(records, instances, stream).values() for row in rows)]
+
+
+def _by_image(
+    records: Sequence[ImageRecord], instances: Iterable[tuple[int, int]], stream: str
+) -> dict[bytes, list[tuple[bytes, tuple[int, int]]]]:
+    """{hash of an image: [(hash of an instance in it, (record, box))]}, each instance once."""
+    images: dict[Path, dict[tuple, tuple[int, int]]] = {}
+    for i, j in instances:
+        images.setdefault(records[i].path, {}).setdefault(tuple(records[i].boxes[j].round(2).tolist()), (i, j))
+    keys = _image_keys(images)
+    return {
+        _hash(stream, keys[path]): [
+            (_hash(stream, keys[path], (records[i].boxes[j].round(1) + 0.0).tolist()), (i, j))
+            for i, j in boxes.values()
+        ]
+        for path, boxes in images.items()
+    }
+
+
+def _image_keys(paths: Iterable[Path]) -> dict[Path, str]:
+    """{path: its last folder and name}, with as many folders more as tell it from the others of that key."""
+    keys: dict[Path, str] = {}
+    rest, depth = list(paths), 2
+    while rest:
+        groups: dict[str, list[Path]] = {}
+        for path in rest:
+            groups.setdefault("/".join(path.parts[-depth:]), []).append(path)
+        keys.update({group[0]: key for key, group in groups.items() if len(group) == 1})
+        rest, depth = [path for group in groups.values() if len(group) > 1 for path in group], depth + 1
+    return keys
 
 
 def _hash(*parts: object) -> bytes:
@@ -201,7 +238,8 @@ class ShotFile:
         """{class: [(record index, box index), ...]} in split `split` of `data`, the k-shot set of each class.
 
         Raises:
-            DataError: a class or shot that `data` does not have, fewer than k shots, or no list of k.
+            DataError: a class or shot that `data` does not have, a novel class of `data` without shots, another number
+                than k of them, or no list of k.
         """
         records = data.split(self.split)
         places: dict[str, list[int]] = {}
@@ -209,12 +247,13 @@ class ShotFile:
             if record.path.is_relative_to(data.root):
                 places.setdefault(record.path.relative_to(data.root).as_posix(), []).append(i)
         picks: Picks = {}
-        problems = []
-        for name, rows in self.shots(k).items():
+        lists = self.shots(k)
+        problems = [f"class '{name}' is novel and has no shots" for name in data.novel if name not in lists]
+        for name, rows in lists.items():
             if name not in data.names:
                 problems.append(f"class '{name}' is not in the data set.{did_you_mean(name, data.names)}")
                 continue
-            if k is not None and len(rows) < k:
+            if k is not None and len(rows) != k:
                 problems.append(f"class '{name}': have {len(rows)} shots, need {k}")
             label = data.names.index(name)
             found = [match(records, places.get(shot.image, ()), label, shot.box, MATCH) for shot in rows]
@@ -248,6 +287,10 @@ def _document(path: Path) -> dict:
         if got.get(key) not in values:
             wanted = " or ".join(dict.fromkeys(map(str, values)))
             raise DataError(explain(f"a shot file with {key} = {wanted}", repr(got.get(key)), str(path), _AGAIN))
+    for key, kind in {"names": list, "ks": list, "seed": int, "split": str}.items():
+        if not isinstance(got.get(key), kind):
+            raise DataError(explain(f"a shot file whose {key} is of type {kind.__name__}", repr(got.get(key)),
+                                    str(path), _AGAIN))  # fmt: skip
     return got
 
 

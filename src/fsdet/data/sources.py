@@ -10,6 +10,7 @@ from fsdet.data.datayaml import DataYaml, Source, parse
 from fsdet.data.guess import guess_format, guess_layout
 from fsdet.data.report import Report
 from fsdet.data.root import Root
+from fsdet.data.splits import other_spelling
 from fsdet.data.support import support_folder
 from fsdet.data.table import Table
 from fsdet.errors import DataError, did_you_mean, explain
@@ -186,6 +187,17 @@ def _classes(
             report.add("class absent from every source", detail=f"'{name}'")
     if problems:
         raise DataError("\n".join(problems))
+    if plan.published and absent:
+        shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+        advice = "name the set that this split is of, or write base: and novel: for a part of it"
+        raise DataError(
+            explain(
+                f"the {len(listed)} classes of split {plan.published}",
+                f"{len(listed) - len(absent)} of them, without {shown}",
+                plan.file.name,
+                advice,
+            )
+        )
     labelled = set().union(*(table.labelled() for table in tables))
     for name in (name for name in listed if complete and name in found and name not in labelled):
         report.add("class without boxes", detail=f"'{name}'")
@@ -193,7 +205,9 @@ def _classes(
 
 
 def _near(name: str, choices: Sequence[str]) -> str | None:
-    """A choice that differs in case, spaces or a letter or two."""
+    """A choice that differs in case, spaces or a letter or two, or is the other published word for it."""
+    if (other := other_spelling(name)) in choices:
+        return other
 
     def plain(text: str) -> str:
         return text.casefold().replace("_", "").replace("-", "").replace(" ", "")

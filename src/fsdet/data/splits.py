@@ -27,6 +27,15 @@ COCO = {
 }  # fmt: skip
 COCO_NOVEL = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
 SPLITS = (*VOC_NOVEL, "coco")
+SPELLINGS = {  # VOC's word: COCO's
+    "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
+    "sofa": "couch", "tvmonitor": "tv",
+}  # fmt: skip
+
+
+def other_spelling(name: str) -> str | None:
+    """What COCO calls VOC's class `name`, or VOC COCO's; None where they agree or do not have it."""
+    return {**SPELLINGS, **{coco: voc for voc, coco in SPELLINGS.items()}}.get(name)
 
 
 def named_split(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -37,7 +46,7 @@ def named_split(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         DataError: another name.
     """
-    if name in VOC_NOVEL:
+    if isinstance(name, str) and name in VOC_NOVEL:
         return tuple(n for n in VOC if n not in VOC_NOVEL[name]), VOC_NOVEL[name]
     if name == "coco":
         novel = tuple(COCO[key] for key in COCO_NOVEL)

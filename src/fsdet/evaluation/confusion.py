@@ -22,7 +22,8 @@ def confusion_matrix(
 
     Detections above `confidence` claim, best first and whatever their class, the free box they overlap most, if by more
     than `iou`. An unclaimed box is a miss (last row), an unused detection a false alarm (last column). Crowd boxes are
-    left out, and so is an unused detection that has more than `iou` of its own area on one.
+    left out, and so is an unused detection that has more than `iou` of its own area on one, or whose class the image
+    does not label exhaustively.
 
     Raises:
         ShapeError: unless there is one Detections per record. FsdetError: a label outside 0..C-1.
@@ -58,6 +59,8 @@ def _pairs(
     unused = np.ones(len(boxes), bool)
     unused[claimed_by[~missed]] = False
     unused &= ~_on_crowd(boxes, truth[record.crowd], iou)
+    if record.exhaustive is not None:
+        unused &= np.isin(predicted, list(record.exhaustive))
     return (
         np.concatenate([predicted[claimed_by[~missed]], np.full(missed.sum(), background), predicted[unused]]),
         np.concatenate([true[~missed], true[missed], np.full(unused.sum(), background)]),

@@ -19,6 +19,7 @@ from fsdet.types import Detections, ImageRecord
 METRICS = ("coco", "voc07")
 MAX_DETECTIONS = 100  # an image, over all classes
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_WEIGHTS = "check the weights and the decoding of the model that made them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +96,7 @@ class Scorer:
         found = _flatten(detections)
         _check_labels(found.label, self.num_classes, "Scorer.score: labels of the detections")
         if not (np.isfinite(found.boxes).all() and np.isfinite(found.score).all()):
-            raise FsdetError(
-                explain(
-                    "finite boxes and scores",
-                    "nan or inf",
-                    "Scorer.score",
-                    "check the weights and the decoding of the model that made them",
-                )
-            )
+            raise FsdetError(explain("finite boxes and scores", "nan or inf", "Scorer.score", _WEIGHTS))
         return self._score_coco(found) if self._coco is not None else self._score_voc(found)
 
     def _score_coco(self, found: Instances) -> Scores:
@@ -149,7 +143,8 @@ def fp_per_image(
     """Detections of `classes` at or above their threshold, per image that holds none of `classes`.
 
     An image counts when all of `classes` are exhaustively labelled in it and it has no box of theirs, crowd or not.
-    nan when no image counts. Raises ShapeError unless there is one Detections per record.
+    nan when no image counts. Raises ShapeError unless there is one Detections per record; FsdetError for a score that
+    is no number, which no threshold keeps.
     """
     if len(records) != len(detections):
         raise ShapeError(f"fp_per_image expects detections of {len(records)} images, got {len(detections)}")
@@ -160,6 +155,8 @@ def fp_per_image(
         for r, d in zip(records, detections, strict=True)
         if (r.exhaustive is None or registered <= r.exhaustive) and registered.isdisjoint(r.labels.tolist())
     ]
+    if any(d.scores.isnan().any() for d in clean):
+        raise FsdetError(explain("scores that are numbers", "nan", "fp_per_image", _WEIGHTS))
     wrong = sum(
         label in registered and score >= limit[label]
         for d in clean
