@@ -23,12 +23,13 @@ def rival(module):
 
 @pytest.fixture
 def fake(rival, monkeypatch, tmp_path):
-    """Fine-tuning without training: (settings that were run, a call of the script's main with arguments)."""
+    """Fine-tuning without training: (settings that were run, OUT, the shots that each run was given)."""
     (tmp_path / "base.pt").write_bytes(b"weights")
-    made = []
+    made, taught = [], []
 
     def fine_tuned(args, data, shots, point, seed):
         made.append((len(shots), seed, point.lr, point.length, args.head_only))
+        taught.append([(str(p.record.path), *p.record.boxes.ravel().tolist()) for p in shots])
         return point, {"steps": 1, "seconds": 1.0}
 
     def figures(scores, base, novel, false):
@@ -40,11 +41,11 @@ def fake(rival, monkeypatch, tmp_path):
     monkeypatch.setattr(rival, "fp_per_image", lambda *_: 0.0)
     monkeypatch.setattr(rival, "Scorer", lambda *_: SimpleNamespace(score=lambda model: model))
     monkeypatch.setattr(rival.summary, "figures", figures)
-    return made, tmp_path
+    return made, tmp_path, taught
 
 
-def test_the_grid_runs_on_the_first_draw_and_its_best_on_all(rival, fake, demo):
-    made, out = fake
+def test_the_grid_runs_on_the_first_draw_and_its_best_on_all(rival, fake, demo, data):
+    made, out, taught = fake
     words = ["finetune", str(demo), str(out), "--shots", "1", "--epochs", "30,60", "--lrs", "1e-2,3e-3"]
     assert rival.main([*words, "--seeds", "1"]) == 0
     assert [m[1:4] for m in made] == [(0, 0.01, "30 epochs"), (0, 0.01, "60 epochs"), (0, 0.003, "30 epochs"),
@@ -52,13 +53,16 @@ def test_the_grid_runs_on_the_first_draw_and_its_best_on_all(rival, fake, demo):
     made.clear()
     assert rival.main([*words, "--seeds", "3"]) == 0
     assert [m[1:4] for m in made] == [(1, 0.003, "30 epochs"), (2, 0.003, "30 epochs")]
+    support = data.split("support")
+    drawn = rival.shot_pictures(support, draw_shots(support, NOVEL, [1], 2, data.names))
+    assert taught[-1] == [(str(p.record.path), *p.record.boxes.ravel().tolist()) for p in drawn]
     found = summary.read_results(out / "finetune.json")
     assert found["seeds"] == [0, 1, 2] and found["shots"]["1"]["nAP50"]["values"] == [0.9] * 3
     assert len(found["grid"]["1"]) == 4 and found["shots"]["1"]["bAP"]["values"] == [None] * 3
 
 
 def test_a_run_that_is_lost_is_made_again_and_no_other(rival, fake, demo):
-    made, out = fake
+    made, out, _ = fake
     words = ["finetune", str(demo), str(out), "--shots", "1,2", "--epochs", "30", "--lrs", "3e-3", "--seeds", "2"]
     rival.main(words)
     log = out / "runs.jsonl"
@@ -78,7 +82,7 @@ def test_a_run_that_is_lost_is_made_again_and_no_other(rival, fake, demo):
 
 
 def test_the_bound_wants_enough_labels_and_says_which_lack(rival, fake, demo, capsys, data):
-    made, out = fake
+    made, out, _ = fake
     assert rival.main(["bound", str(demo), str(out)]) == 2
     told = capsys.readouterr().err
     assert "expected 200 instances" in told and data.names[80] in told and not made
