@@ -236,10 +236,18 @@ class Bench:
         return [r for r in read_runs(self.log) if all(r.get(key) == value for key, value in own.items())]
 
     def run(self, k: int, seed: int, shots: list[Picture], point: Point) -> None:
-        """One fine-tuning and its figures, unless it is there."""
+        """One fine-tuning and its figures, unless it is there.
+
+        Raises:
+            UserError: OUT holds runs of other shots under this K and seed; one table is not to mix them.
+        """
         row = {"what": self.what, "depth": self.depth, "k": k, "seed": seed, "draw": digest(shots), "base": self.base,
                **vars(point), "size": self.args.size, "test_images": len(self.test)}  # fmt: skip
-        if key_of(row) in {key_of(r) for r in self.rows(k)}:
+        found = self.rows(k)
+        if any(r["seed"] == seed and r["draw"] != row["draw"] for r in found):
+            raise UserError(explain(f"runs of the shots {row['draw']} for K = {k}, draw {seed}", "runs of other shots",
+                                    str(self.log), "copy base.pt to another OUT for these shots"))  # fmt: skip
+        if key_of(row) in {key_of(r) for r in found}:
             return
         model, cost = fine_tuned(self.args, self.data, shots, point, seed)
         began = time.perf_counter()

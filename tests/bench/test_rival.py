@@ -61,7 +61,7 @@ def test_the_grid_runs_on_the_first_draw_and_its_best_on_all(rival, fake, demo, 
     assert len(found["grid"]["1"]) == 4 and found["shots"]["1"]["bAP"]["values"] == [None] * 3
 
 
-def test_a_run_that_is_lost_is_made_again_and_no_other(rival, fake, demo):
+def test_a_run_that_is_lost_is_made_again_and_no_other(rival, fake, demo, capsys):
     made, out, _ = fake
     words = ["finetune", str(demo), str(out), "--shots", "1,2", "--epochs", "30", "--lrs", "3e-3", "--seeds", "2"]
     rival.main(words)
@@ -75,6 +75,8 @@ def test_a_run_that_is_lost_is_made_again_and_no_other(rival, fake, demo):
     made.clear()
     rival.main([*words, "--head-only"])
     assert len(made) == 4 and all(m[-1] for m in made) and (out / "finetune_head.json").is_file()
+    log.write_text(log.read_text().replace(rows[0]["draw"], "0" * 16))
+    assert rival.main(words) == 2 and "runs of other shots" in capsys.readouterr().err
     (out / "base.pt").write_bytes(b"other weights")
     made.clear()
     rival.main(words)
