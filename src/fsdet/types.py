@@ -199,7 +199,10 @@ OUTCOMES = ("committed", "amp_backoff", "bad_input", "bad_loss", "bad_grad", "no
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, in host numbers. grad_l2_preclip is unscaled; clip_ratio = preclip / postclip >= 1."""
+    """One optimizer step, in host numbers. grad_l2_preclip is unscaled; clip_ratio = preclip / postclip >= 1.
+
+    culprit: of a rejected step, in one line. evidence: the same in plain values (engine/forensics.py).
+    """
 
     outcome: str
     step: int
@@ -213,6 +216,7 @@ class StepReport:
     weighted: Mapping[str, float]
     culprit: str | None = None
     image_ids: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def committed(self) -> bool:

@@ -325,7 +325,7 @@ class Trainer:
             "scaler": controller.scaler.state_dict(),
             "objective": self.task.objective.state_dict(),
             "step": controller.step,
-            "overflows": [controller.overflows, controller.overflows_low],
+            "overflows": [controller.overflows, controller.overflows_low, controller.proven],
             "epoch": self.epoch,
             "batch": position.batch,
             "finished": position.finished,
@@ -348,7 +348,7 @@ class Trainer:
         checkpoint.load_optimizer(self.optimizer, state["optimizer"])
         self.controller.scaler.load_state_dict(state["scaler"])
         self.controller.step = state["step"]
-        self.controller.overflows, self.controller.overflows_low = state["overflows"]
+        self.controller.overflows, self.controller.overflows_low, self.controller.proven = (*state["overflows"], 0.0)[:3]
         self.position = Position(**(state["position"] | {"finished": False}))
         self.guard.load_state_dict(state["guard"])
         checkpoint.restore_random_state(state["rng"])
