@@ -59,7 +59,8 @@ class Replay:
 
     losses: those that are not. module: the first whose output is not, images: those of that output that are not.
     parameter: the first, in backward order, whose gradient is not. gradient_at: the module at whose output the gradient
-    stops being finite; gradient_of: the losses that send such a gradient to the head's inputs. buffer: the first running statistic that is not. failed: why it could not be run.
+    stops being finite; gradient_of: the losses that send such a gradient to the head's inputs.
+    buffer: the first running statistic that is not. failed: why it could not be run.
     """
 
     losses: Mapping[str, Rows] = field(default_factory=dict)

@@ -113,4 +113,8 @@ def _grouped(tensors: list[Tensor | None]) -> list[Group]:
         view = tensor.detach().as_strided((tensor.numel(),), (1,)) if packed else tensor.detach()
         key = (tensor.dtype, tensor.device, 0 if packed else id(tensor))
         groups.setdefault(key, []).append((place, view))
-    return [Group([i for i, _ in some], [v for _, v in some], torch.cat([v for _, v in some])) for some in groups.values()]  # fmt: skip
+    out = []
+    for members in groups.values():
+        views = [view for _, view in members]
+        out.append(Group([place for place, _ in members], views, torch.cat(views)))
+    return out

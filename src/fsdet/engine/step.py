@@ -21,10 +21,10 @@ from fsdet.engine.ema import Ema
 from fsdet.engine.forensics import Finding
 from fsdet.engine.memory import Memory
 from fsdet.engine.optimizer import autocast, set_lr
+from fsdet.engine.schedule import GROWTH_MOST
 from fsdet.types import LossReport, StepReport, Task
 
 REPLAY_AFTER = 3  # fp16 overflows in a row after which the batch is run again in float32, at whatever scale
-GROWTH_INTERVAL = 200  # steps between two doublings of the loss scale, where nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class StepController:
             device.type,
             init_scale=self.guard.init_scale,
             enabled=precision == "fp16",
-            growth_interval=self.guard.growth_interval or GROWTH_INTERVAL,
+            growth_interval=self.guard.growth_interval or GROWTH_MOST,
         )
         self.memory = Memory(task.model, task.objective)
         self.step = 0  # committed
@@ -167,7 +167,9 @@ class StepController:
         if math.isfinite(facts.norm):
             return "committed", Finding()
         suspect = forensics.suspect_of(self.named)
-        if self.scaler.is_enabled() and not suspect.finite:  # the scale has no say in unscaled gradients that are finite
+        if (
+            self.scaler.is_enabled() and not suspect.finite
+        ):  # the scale has no say in unscaled gradients that are finite
             return self._overflow(facts.scale, suspect, window)
         return "bad_grad", forensics.bad_gradient(suspect, self._replay(window), self.precision)
 

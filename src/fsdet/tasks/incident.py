@@ -53,7 +53,7 @@ def _verdict(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
         trains = trains and report.total.requires_grad
         raw = ", ".join(f"{name} {float(torch.as_tensor(value).detach()):.4g}" for name, value in report.raw.items())
         rows = gradient_probe.measure(report)
-        lines.append(gradient_probe.table(rows, {}) if rows else f"losses: {raw}")
+        lines.append(gradient_probe.tell(rows, {}) if rows else f"losses: {raw}")
     if not trains:
         return [*lines, "the losses depend on no parameter that trains: check stage.freeze and loss.weights"]
     return [*lines, *_replayed(task, window)]
@@ -68,8 +68,8 @@ def _replayed(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
         found = forensics.replay(task, window, CPU, named)
         found = replace(found, buffer=memory.first_not_finite())
     if found.finite:
-        return ["losses and gradients are finite in float32 with these weights: the reason was precision or the weights "
-                "of that moment"]  # fmt: skip
+        return ["losses and gradients are finite in float32 with these weights: the reason was precision or the "
+                "weights of that moment"]  # fmt: skip
     lines = [f"not finite in float32: {name}_loss{rows}" for name, rows in found.losses.items()]
     if found.module:
         images = f" for {', '.join(found.images)}" if found.images else ""
