@@ -107,7 +107,8 @@ class Trainer:
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
-        torch.use_deterministic_algorithms(run.deterministic)
+        if run.deterministic != torch.are_deterministic_algorithms_enabled():  # asking imports torch's compiler
+            torch.use_deterministic_algorithms(run.deterministic)
         self.device = choose_device(run.device)
         self.precision = choose_precision(run.precision, self.device)
         self.task.model.to(self.device, memory_format=torch.channels_last)
