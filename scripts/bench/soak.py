@@ -6,7 +6,8 @@
     python scripts/bench/soak.py --backoffs 1000        # fp16 looking for its scale, without one false alarm
     python scripts/bench/soak.py --minutes 5            # any of them, as many as fit into that time
 
-The machines are those of the tests (tests/engine/machine.py, tests/tasks/injection.py). Exit code 1 when anything broke.
+The machines are those of the tests (tests/engine/machine.py, tests/tasks/injection.py). Exit code 1 when anything
+broke.
 """
 
 import argparse
@@ -67,8 +68,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run = (injections(args.injections, args.seed) if args.injections
-           else backoffs(args.backoffs, args.seed) if args.backoffs else sequences(args.sequences, args.seed))  # fmt: skip
+    if args.injections:
+        run = injections(args.injections, args.seed)
+    elif args.backoffs:
+        run = backoffs(args.backoffs, args.seed)
+    else:
+        run = sequences(args.sequences, args.seed)
     began, kinds, broken = time.monotonic(), Counter(), []
     for kind, problem in run:
         kinds[kind] += 1

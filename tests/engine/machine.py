@@ -66,9 +66,15 @@ class Model:
 def draw(rng: random.Random, most: int = 9) -> Sequence:
     """A sequence from a generator, every event equally likely, fine ones as often as all others."""
     events = tuple((rng.choice(("fine", rng.choice(EVENTS))), rng.randrange(3)) for _ in range(rng.randint(1, most)))
-    return Sequence(rng.choice(("fp32", "bf16", "fp16")), rng.randint(1, 3), rng.choice(("cosine", "linear", "constant")),
-                    rng.choice((0.5, 2.0, 64.0)), rng.randint(1, 3), rng.choice(("none", "percentile", "zscore")),
-                    events)  # fmt: skip
+    return Sequence(
+        precision=rng.choice(("fp32", "bf16", "fp16")),
+        accumulate=rng.randint(1, 3),
+        schedule=rng.choice(("cosine", "linear", "constant")),
+        scale=rng.choice((0.5, 2.0, 64.0)),
+        interval=rng.randint(1, 3),
+        adaptive=rng.choice(("none", "percentile", "zscore")),
+        events=events,
+    )
 
 
 def check(sequence: Sequence) -> None:

@@ -37,8 +37,8 @@ def episode(seed: int = 0) -> Episode:
     boxes = torch.cat((corner, corner + 16 + 20 * torch.rand(IMAGES, BOXES, 2, generator=g)), -1)
     labels = torch.tensor([[0, 1], [1, 0], [0, 2]])
     ways = torch.where(labels < 2, labels, -1)
-    targets = Targets(boxes, labels, ways, torch.ones_like(labels, dtype=torch.bool),
-                      torch.ones(IMAGES, CLASSES, dtype=torch.bool), torch.ones(IMAGES, 2, dtype=torch.bool))  # fmt: skip
+    every = [torch.ones(shape, dtype=torch.bool) for shape in (labels.shape, (IMAGES, CLASSES), (IMAGES, 2))]
+    targets = Targets(boxes, labels, ways, *every)
     crops = torch.rand(5, 3, 32, 32, generator=g)
     return Episode(seed, torch.rand(IMAGES, 3, SIZE, SIZE, generator=g), targets, crops,
                    torch.tensor([[4.0, 4.0, 28.0, 28.0]]).repeat(5, 1), torch.tensor([0, 0, 1, 1, 1]),

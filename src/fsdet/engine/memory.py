@@ -78,19 +78,23 @@ class Memory:
     def finite(self) -> list[Tensor]:
         """Bool scalars, still on their devices: no buffer has become NaN or inf since `take`."""
         if self._replaced():
-            return [t.isfinite().all() for t in self._now() if t is not None and t.is_floating_point()]
+            return [sound.all() for _, sound in self._sound_by_place()]
         return [group.sound().all() for group in self._groups if group.kept.is_floating_point()]
 
     @torch.no_grad()
     def first_not_finite(self) -> str | None:
         """Name of the first buffer of which `finite` is false, for a report."""
-        groups = _grouped(self._now()) if self._replaced() else self._groups
-        bad = []
-        for group in groups:
-            sound = group.sound() if groups is self._groups else group.kept.isfinite()
-            parts = sound.split([len(v) for v in group.views])
-            bad += [place for place, part in zip(group.places, parts, strict=True) if not part.all()]
-        return self._titles[min(bad)] if bad else None
+        return next((self._titles[place] for place, sound in self._sound_by_place() if not sound.all()), None)
+
+    def _sound_by_place(self) -> Iterator[tuple[int, Tensor]]:
+        """(place, [n] bool) of each floating buffer; one that was replaced since `take` has nothing to go by."""
+        known = {}
+        for group in self._groups:
+            parts = group.sound().split([len(view) for view in group.views])
+            known |= dict(zip(group.places, parts, strict=True))
+        for place, (tensor, seen) in enumerate(zip(self._now(), self._seen, strict=True)):
+            if tensor is not None and tensor.is_floating_point() and tensor.numel():
+                yield place, known[place] if tensor is seen else tensor.isfinite()
 
     def _now(self) -> list[Tensor | None]:
         return [m._buffers.get(name) for m, name in self._where]
