@@ -20,7 +20,7 @@ OK, NO_GRADIENT, OFF = "ok", "no gradient", "off: weight or rows are 0"
 QUIET = (OK, OFF)
 FAR = 2.0  # a first value beyond this factor of its expectation gets a verdict
 MOST, LEAST = 0.9, 0.01  # shares of the summed gradient norms: above, one loss rules; below, one is drowned
-AGAINST = -0.1  # cosine between two losses below which they pull apart; random directions are within .01
+AGAINST = -0.05  # cosine below which gradients pull apart; random directions are within .01 of a right angle
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def words(rows: list[ProbeRow], apart: Mapping[tuple[str, str], float] | None = 
         return ["no loss has a gradient here: check stage.freeze and loss.weights"]
     out = [*_unsound(rows), *_shares([r for r in rows if r.finite])]
     out += [f"{r.name}_loss pulls against the sum of all (cosine {r.cosine:.2f}): lowering the total raises it"
-            for r in rows if r.finite and r.norm and r.cosine < 0]  # fmt: skip
+            for r in rows if r.finite and r.norm and r.cosine < AGAINST]  # fmt: skip
     out += [f"{a}_loss and {b}_loss pull apart (cosine {cosine:.2f}): what helps one harms the other; weigh them "
             "against each other on purpose" for (a, b), cosine in (apart or {}).items()]  # fmt: skip
     return out or [
