@@ -133,6 +133,10 @@ class Optim(Section):
     muon_momentum: Share = 0.95
     muon_decay: NonNegative = 0.0  # decoupled, of convolution kernels
     clip_norm: NonNegative | dict[int, NonNegative] = 10.0  # 0: no clipping; {epoch (from 1): norm}
+    clip_adaptive: Literal["none", "percentile", "zscore"] = "none"  # lower than clip_norm where past norms say so
+    clip_window: Count = 200  # committed steps whose norms count
+    clip_percentile: Share = 0.95  # of those norms; steps above it are shortened to it
+    clip_zscore: NonNegative = 3.0  # standard deviations above their mean
     accumulate: Count = 1
     epochs: Positive | None = 100
     steps: Count | None = None  # committed steps; set, it replaces epochs
@@ -148,7 +152,7 @@ class Guard(Section):
     max_rejected_share: Share = 0.2  # of the last `window` steps
     window: Count = 100
     init_scale: Positive = 8192.0  # fp16 only
-    growth_interval: Count = 200
+    growth_interval: Count | None = None  # None: a tenth of the run's steps, 20 at least and 200 at most
     min_scale: Positive = 1.0  # below: alert; abort after max_low_scale steps in a row
     max_low_scale: Count = 20
     norm_warning: Positive = 1e4

@@ -7,6 +7,7 @@ Boxes are xyxy in pixels of the image they belong to, everywhere.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -107,6 +108,11 @@ class Targets:
         return Targets(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
 
 
+def _bad_rows(values: Tensor) -> Tensor:
+    """[n] bool: a row of [n, ...] holds NaN or inf."""
+    return ~values.flatten(1).isfinite().all(1)
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """One batch of any stage; stage 1 is an episode with N = 0.
@@ -140,6 +146,23 @@ class Episode:
     @property
     def ways(self) -> int:
         return self.class_ids.shape[0]
+
+    def finite(self) -> bool:
+        """Whether pixels and boxes are; asked on the host, before the batch moves, and looked at once."""
+        return self._finite
+
+    @cached_property
+    def _finite(self) -> bool:
+        parts = (self.query, self.support, self.targets.boxes, self.support_boxes)
+        return all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts)
+
+    def unsound(self) -> tuple[str, ...]:
+        """What is not finite: ids of queries, and `support i` for support instances."""
+        boxes = self.targets.boxes.masked_fill(~self.targets.valid.unsqueeze(-1), 0.0)
+        query = _bad_rows(self.query) | _bad_rows(boxes)
+        support = _bad_rows(self.support) | _bad_rows(self.support_boxes)
+        named = [name for name, bad in zip(self.image_ids, query.tolist(), strict=True) if bad]
+        return (*named, *(f"support {i}" for i in support.nonzero().flatten().tolist()))
 
     def to(self, device: torch.device) -> "Episode":
         move = {n: getattr(self, n).to(device, non_blocking=True)
@@ -199,7 +222,10 @@ OUTCOMES = ("committed", "amp_backoff", "bad_input", "bad_loss", "bad_grad", "no
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, in host numbers. grad_l2_preclip is unscaled; clip_ratio = preclip / postclip >= 1."""
+    """One optimizer step, in host numbers. grad_l2_preclip is unscaled; clip_ratio = preclip / postclip >= 1.
+
+    culprit: of a rejected step, in one line. evidence: the same in plain values (engine/forensics.py).
+    """
 
     outcome: str
     step: int
@@ -213,6 +239,7 @@ class StepReport:
     weighted: Mapping[str, float]
     culprit: str | None = None
     image_ids: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def committed(self) -> bool:

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from engine.toy import ToyTask
+from engine.toy import ToyBatch, ToyTask
 from fsdet.engine import feed
 from fsdet.engine.feed import Failed, Feed
 from fsdet.errors import DataError, RunFailed
@@ -50,6 +50,13 @@ def test_a_batch_that_raises_becomes_a_failed_one_in_its_place(error):
     first, second, third = Feed(ToyTask(tamper=tamper), 0, 3, 0)
     assert isinstance(second, Failed) and str(error) in second.reason and not second.finite()
     assert (first.index, second.index, third.index) == (0, 1, 2)
+
+
+def test_a_batch_is_asked_where_it_is_made_whether_it_is_finite(monkeypatch):
+    """In the worker, so that the step finds the answer and need not look at every pixel again."""
+    asked = []
+    monkeypatch.setattr(ToyBatch, "finite", lambda self: asked.append(self.index) or True)
+    assert [b.index for b in Feed(ToyTask(), 0, 3, 0)] == asked == [0, 1, 2]
 
 
 @a_dead_worker_leaves_its_socket

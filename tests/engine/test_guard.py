@@ -15,7 +15,8 @@ from fsdet.types import StepReport
 
 def report(outcome="committed", step=1, norm=1.0, ratio=1.0, scale=1.0, total=1.0, **raw) -> StepReport:
     raw = raw or {"bbox": 1.0}
-    return StepReport(outcome, step, norm, norm / ratio, ratio, scale, {"head": 0.1}, total, raw, raw, "head.weight")
+    return StepReport(outcome, step, norm, norm / ratio, ratio, scale, {"head": 0.1}, total, raw, raw, "head.weight",
+                      evidence={"parameter": "head.weight", "cause": "loss"})  # fmt: skip
 
 
 def names(guard: StepGuard, *reports: StepReport, warm=True) -> list[str]:
@@ -98,6 +99,7 @@ def test_incidents_are_bounded_and_a_full_disk_is_a_warning(tmp_path, caplog):
     assert len({p for p in paths if p}) == guards.INCIDENTS and paths[-1] is None
     content = json.loads(paths[0].read_text())
     assert (content["culprit"], content["batches"], content["grad_l2_preclip"]) == ("head.weight", [7], None)
+    assert content["evidence"] == {"parameter": "head.weight", "cause": "loss"}
     assert guard.record(report("amp_backoff"), [batch], 0, 1) is None
     blocked = StepGuard(Guard(), tmp_path / "file")
     (tmp_path / "file").write_text("")

@@ -50,3 +50,31 @@ def test_the_latest_take_counts_and_replaced_tensors_are_put_back():
     module.running_var = None
     memory.restore()
     assert module.running_mean.tolist() == [5.0, 5.0] and module.running_var.tolist() == [1.0, 1.0]
+
+
+def test_a_buffer_that_was_finite_and_is_no_more_is_found_and_named():
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3))
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    module.register_buffer("image", torch.zeros(1, 2, 2, 2).to(memory_format=torch.channels_last))
+    memory = Memory(module)
+    memory.take()
+    assert all(memory.finite()) and memory.first_not_finite() is None
+    module[1].running_var[2] = torch.inf
+    assert not all(memory.finite()) and memory.first_not_finite() == "running_var of 1 (BatchNorm1d)"
+    memory.restore()
+    assert all(memory.finite())
+    module[0].running_mean = torch.full((2,), torch.nan)
+    assert not all(memory.finite()) and memory.first_not_finite() == "running_mean of 0 (BatchNorm1d)"
+
+
+def test_running_again_starts_from_the_same_buffers_and_draws():
+    module = nn.BatchNorm1d(2)
+    memory = Memory(module)
+    memory.take()
+    first = torch.rand(3)
+    module.running_mean.fill_(9.0)
+    later = torch.get_rng_state()
+    with memory.again():
+        assert module.running_mean.tolist() == [0.0, 0.0] and torch.equal(torch.rand(3), first)
+        module.running_mean.fill_(5.0)
+    assert module.running_mean.tolist() == [0.0, 0.0] and torch.equal(torch.get_rng_state(), later)

@@ -12,6 +12,7 @@ import warnings
 import pytest
 
 from engine.test_guard import report
+from engine.test_step import spoiled
 from engine.test_trainer import rows
 from engine.toy import ToyTask, trainer
 from fsdet.config import Log, Wandb
@@ -164,3 +165,21 @@ def test_a_wandb_run_that_breaks_goes_silent(tmp_path, monkeypatch, caplog):
     trainer(ToyTask(), tmp_path / "r", log=Log(every=1, wandb=Wandb(mode="offline"))).fit()
     assert caplog.text.count("W&B stopped working (broken pipe)") == 1
     assert AXIS == "train_step/global_step"
+
+
+def test_a_rejected_step_alerts_with_its_culprit_and_its_report(tmp_path, monkeypatch):
+    alerts = []
+
+    class Sink:
+        def __init__(self, *args):
+            self.log = self.pictures = self.close = lambda *a, **k: None
+
+        def alert(self, title, text):
+            alerts.append((title, text))
+
+    monkeypatch.setattr(runlog, "WandbSink", Sink)
+    task = ToyTask(spoil=lambda b, r: spoiled("bbox", float("nan"))(b, r) if b.index == 3 else r)
+    trainer(task, tmp_path / "r", log=Log(every=1, wandb=Wandb(mode="offline"))).fit()
+    ((title, text),) = [a for a in alerts if "rejected" in a[0]]
+    assert title == "step rejected: bad_loss" and "step 3: bbox_loss (rows [1] of image_3_1)" in text
+    assert str(tmp_path / "r/incidents/step_3/report.json") in text

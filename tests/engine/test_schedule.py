@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsdet.engine.schedule import KINDS, clip_norm_at, frozen_at, lr_factor, total_batches, total_steps
+from fsdet.engine.schedule import KINDS, clip_norm_at, frozen_at, growth_interval, lr_factor, total_batches, total_steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,3 +83,10 @@ def test_the_length_counts_optimizer_steps_remainders_included(epochs, steps, pe
         count += 1
     assert total_steps(epochs, steps, per_epoch, accumulate) == (steps or count)
     assert math.ceil(batches / accumulate) <= count
+
+
+@pytest.mark.parametrize(
+    "steps, asked, interval", [(100, None, 20), (700, None, 70), (9000, None, 200), (100, 2000, 2000)]
+)
+def test_the_loss_scale_of_a_short_run_can_grow(steps, asked, interval):
+    assert growth_interval(steps, asked) == interval

@@ -12,6 +12,7 @@ from engine.test_step import spoiled
 from engine.toy import ToyTask, trainer
 from fsdet.config import Guard, Log, Save
 from fsdet.engine.checkpoint import is_finished, load, newest
+from fsdet.engine.runlog import RunLog
 from fsdet.engine.schedule import lr_factor
 from fsdet.errors import CheckpointError, ConfigError, RunFailed
 
@@ -184,6 +185,27 @@ def test_a_rejected_step_leaves_an_incident_and_lines_to_grep(tmp_path):
     assert len(report["last_norms"]) == 3
     batch = torch.load(tmp_path / "r/incidents/step_3/batch.pt", weights_only=True)[0]
     assert torch.equal(batch["pixels"], task.batch(3).pixels)
+
+
+def test_a_rejected_step_is_an_alert_and_its_report_has_the_evidence(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        RunLog, "incident", lambda self, report, path: heard.append((report.outcome, path.name, path.parent.name))
+    )
+    task = ToyTask(spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index == 3 else r)
+    trainer(task, tmp_path / "r").fit()
+    assert heard == [("bad_loss", "report.json", "step_3")]
+    evidence = json.loads((tmp_path / "r/incidents/step_3/report.json").read_text())["evidence"]
+    assert evidence["losses"] == {"bbox": {"rows": [1], "images": ["image_3_1"]}} and evidence["cause"] == "loss"
+
+
+def test_a_short_run_in_half_precision_lets_its_loss_scale_grow(tmp_path):
+    """50 steps, a doubling every 20 of them; with torch's 2000 it could only fall."""
+    run = trainer(
+        ToyTask(), tmp_path / "r", precision="fp16", changes={"epochs": 10, "ema": 0}, guard=Guard(init_scale=8)
+    )
+    run.fit()
+    assert run.controller.scaler.get_scale() == 8 * 2**2
 
 
 def test_rejections_in_a_row_end_the_run_with_a_reason_and_a_checkpoint(tmp_path):

@@ -16,7 +16,7 @@ from fsdet.types import LossReport
 
 @dataclass(frozen=True, eq=False)
 class ToyBatch:
-    """pixels [B, 3, 8, 8], answer [B]."""
+    """pixels [B, 3, 8, 8], answer [B], or [0] for a batch in which nothing is labelled."""
 
     index: int
     pixels: Tensor
@@ -80,10 +80,11 @@ class ToyTask:
         features = self.model.drop(self.model.backbone(batch.pixels)).relu()
         pooled = features.mean((2, 3))
         guess = self.model.head(pooled).squeeze(-1).float()
-        error = (guess - batch.answer) ** 2
-        self.objective.mean.lerp_(error.detach().mean(), 0.1)
-        count = torch.tensor(float(len(error)))
-        raw = {"bbox": error.sum() / count, "cls": pooled.float().abs().sum() / count}
+        rows = len(batch.answer)
+        error = (guess[:rows] - batch.answer) ** 2
+        count = torch.tensor(float(max(1, rows)))
+        self.objective.mean.lerp_(error.detach().sum() / count, 0.1)
+        raw = {"bbox": error.sum() / count, "cls": pooled[:rows].float().abs().sum() / count}
         weighted = {"bbox": 2.0 * raw["bbox"], "cls": 0.5 * raw["cls"]}
         report = LossReport(sum(weighted.values()), raw, weighted, {"bbox": len(error), "cls": len(error)}, len(error),
                             count, {"bbox": error.detach()}, {"bbox": torch.arange(len(error))}, (features,),

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from fsdet import tasks
 from fsdet.cli.main import main
 from fsdet.engine.guard import plain
+from fsdet.tasks import inspect
+from tasks import injection
 
 
 @pytest.fixture
@@ -41,7 +44,8 @@ def test_a_batch_with_a_nan_names_the_module_and_the_losses(incident, capsys):
     shown = capsys.readouterr().out
     assert "bad_loss at step 2, epoch 1; dfl_loss" in shown and "000" in shown.splitlines()[1]
     assert "weights: last.pt of step 2" in shown and "NOT FINITE" in shown
-    assert "first output that is not finite: backbone.0.conv (Conv2d)" in shown
+    assert "first output that is not finite: backbone.0.conv (Conv2d) for " in shown
+    assert "so: not finite in float32 too: what reaches the losses is bad already" in shown
     assert "not finite in float32: " in shown
 
 
@@ -59,7 +63,21 @@ def test_weights_that_explode_are_named_by_parameter(incident, capsys, monkeypat
 
     monkeypatch.setattr(FewshotTask, "losses", losses)
     assert main(["probe", "--incident", str(incident())]) == 0
-    assert "not finite in float32: head.bias (Grad stats: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not finite in float32: head.bias (Grad stats: " in shown and "the network's backward breaks" in shown
+
+
+def test_a_loss_that_sends_a_bad_gradient_is_named(incident, capsys, monkeypatch):
+    from fsdet import objective
+
+    honest = objective.dfl_loss
+    monkeypatch.setattr(objective, "dfl_loss", lambda *a: honest(*a) + (honest(*a) - honest(*a).detach()).sqrt())
+    assert main(["probe", "--incident", str(incident())]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "the gradient comes from: dfl_loss" in shown and "first gradient that is not finite: at the output of " in shown
+    )
+    assert "so a loss or its gradient is the reason" in shown
 
 
 def test_a_batch_that_is_fine_in_float32_is_said_to_be(incident, capsys):
@@ -86,3 +104,76 @@ def test_a_damaged_incident_and_other_weights_are_the_users_to_mend(incident, ca
     (folder.parents[1] / "config.yaml").unlink()
     assert main(["probe", "--incident", str(folder)]) == 2
     assert "expected the run's config.yaml" in capsys.readouterr().err
+
+
+def test_the_incident_that_a_run_wrote_is_replayed_to_the_same_culprit(settings, capsys, monkeypatch):
+    """From a run's own folder: batch, weights and report as the guard left them."""
+    from fsdet import objective
+
+    honest, calls = objective.dfl_loss, []
+
+    def dfl_loss(logits, distance):
+        rows = honest(logits, distance)
+        calls.append(1)
+        return rows * float("nan") if len(calls) in (2, 3) else rows  # the second step, and its replay
+
+    monkeypatch.setattr(objective, "dfl_loss", dfl_loss)
+    config = settings("optim.steps=3")
+    tasks.build(config).fit()
+    (folder,) = (Path(config.run.dir) / "incidents").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["evidence"]["cause"] == "loss" and list(report["evidence"]["losses"]) == ["dfl"]
+    assert report["image_ids"] and len(report["last_norms"]) == 1 and report["loss_scale"] == 1.0
+    calls[:] = [1]
+    assert main(["probe", "--incident", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "bad_loss at step 1, epoch 1; dfl_loss (rows [0" in shown and "NOT FINITE" in shown
+
+
+def test_a_pixel_that_is_not_finite_is_bad_input_with_its_image(settings):
+    """Set behind the loader's back; the step sees it before any forward."""
+    config = settings()
+    task, _ = tasks.build_task(config, tasks.read_data(config), resume=True)
+    batch = task.batch(0)
+    assert batch.finite() and batch.unsound() == ()
+    batch = task.batch(0)
+    batch.query[1, 0, 3, 3] = torch.nan
+    assert not batch.finite() and batch.unsound() == (batch.image_ids[1],)
+    batch = task.batch(0)
+    batch.targets.boxes[0, 0, 2] = torch.inf
+    assert not batch.finite() and batch.unsound() == (batch.image_ids[0],)
+
+
+def test_the_probe_speaks_when_the_trunk_is_frozen(settings):
+    """The head's inputs have no gradient then; its outputs have."""
+    text = inspect.probe(settings("stage.freeze=[backbone, neck]"))
+    rows = [line.split() for line in text.splitlines()[1:4]]
+    assert [r[0] for r in rows] == ["bbox", "cls", "dfl"] and all(float(r[4]) > 0 for r in rows)
+    assert "no loss has a gradient here" in inspect.probe(settings("stage.freeze=[backbone, neck, head, support]"))
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return injection.Bench()
+
+
+@pytest.mark.parametrize("place", injection.PLACES)
+def test_an_injected_fault_is_named(bench, place):
+    """One of each kind; sixty below, and hundreds in scripts/bench/soak.py."""
+    fault = injection.Injection("dfl", place, 7)
+    assert injection.misnamed(fault, injection.strike(bench, fault)) is None
+
+
+@pytest.mark.slow
+def test_sixty_injected_faults_are_named_and_leave_no_trace(bench):
+    before = {k: v.clone() for k, v in bench.model.state_dict().items()}
+    wrong = [injection.misnamed(f, injection.strike(bench, f)) for f in injection.faults(60)]
+    assert [w for w in wrong if w] == []
+    assert all(torch.equal(v, before[k]) for k, v in bench.model.state_dict().items())
+
+
+def test_a_report_that_names_another_place_is_told_from_the_right_one(bench):
+    """The check of the checks: a fault compared with another fault's report is misnamed."""
+    one, two = injection.Injection("dfl", "row", 1), injection.Injection("bbox", "module", 2)
+    reports = [injection.strike(bench, fault) for fault in (one, two)]
+    assert injection.misnamed(one, reports[1]) and injection.misnamed(two, reports[0])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet probe configs/demo/stage_2.yaml
 fsdet probe --incident checkpoints/stage2/incidents/step_40
-Prints each loss of the first batch beside its expected initial value, its gradient norm and whether it is finite; or
-runs the batch of a rejected step again in float32, with the run's weights, and names what is not finite first."""
+Prints each loss of the first batch beside its expected initial value, its gradient norm at the head and whether it is
+finite, and says which losses rule, are drowned, are silent or pull apart; or runs the batch of a rejected step again in
+float32, with the run's weights, and names what is not finite first."""
 
 import argparse
 from pathlib import Path

@@ -54,7 +54,10 @@ class _Batches(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.task.batch(index)
+            batch = self.task.batch(index)
+            if hasattr(batch, "finite"):
+                batch.finite()  # asked here, in the worker, so that the answer travels with the batch
+            return batch
         except MISTAKES as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             return Failed(index, f"{type(error).__name__}: {error} ({frame.name}, line {frame.lineno})")

@@ -183,6 +183,7 @@ class StepGuard:
             "epoch": epoch,
             "batches": indices(window, batch),
             "culprit": report.culprit,
+            "evidence": report.evidence,
             "image_ids": list(report.image_ids),
             "loss_scale": report.loss_scale,
             "total": report.total,

@@ -5,6 +5,7 @@ It differentiates unscaled losses with respect to `LossReport.probe_at` and keep
 follows. No `.grad`, generator state, running statistics or scaler is touched.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from fsdet.types import LossReport
 OK, NO_GRADIENT, OFF = "ok", "no gradient", "off: weight or rows are 0"
 QUIET = (OK, OFF)
 FAR = 2.0  # a first value beyond this factor of its expectation gets a verdict
+MOST, LEAST = 0.9, 0.01  # shares of the summed gradient norms: above, one loss rules; below, one is drowned
+AGAINST = -0.05  # cosine below which gradients pull apart; random directions are within .01 of a right angle
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,18 @@ def measure(report: LossReport) -> list[ProbeRow]:
     return out
 
 
+def conflicts(report: LossReport) -> dict[tuple[str, str], float]:
+    """{(loss, loss): cosine of their gradients} below AGAINST, lowest first; costs as much as `measure` again."""
+    at = [t for t in report.probe_at if t.requires_grad]
+    alive = {n: loss for n, loss in report.weighted.items() if at and loss.requires_grad}
+    grads = {name: _gradient(loss, at) for name, loss in alive.items()}
+    units = {n: g / g.norm() for n, g in grads.items() if g.isfinite().all() and float(g.norm()) > 0}
+    found = {(a, b): float(units[a] @ units[b]) for a, b in itertools.combinations(units, 2)}
+    return {pair: cosine for pair, cosine in sorted(found.items(), key=lambda item: item[1]) if cosine < AGAINST}
+
+
 def _gradient(loss: Tensor, at: list[Tensor]) -> Tensor:
-    """Gradient of `loss` with respect to `at`, flat, float64 on the CPU's side of exactness."""
+    """Gradient of `loss` with respect to `at`, flat, float32."""
     grads = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
     parts = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, at, strict=True)]
     return torch.cat([p.flatten().float() for p in parts])
@@ -95,3 +108,58 @@ def table(rows: list[ProbeRow], expected: Mapping[str, float]) -> str:
             f"{r.name:<10}{r.raw:>10.4f}{shown}{r.weighted:>10.4f}{r.norm:>11.4g}{r.cosine:>8.3f}  {verdict(r, want)}"
         )
     return "\n".join(lines)
+
+
+def words(rows: list[ProbeRow], apart: Mapping[tuple[str, str], float] | None = None) -> list[str]:
+    """What a table means and what to do, a sentence a line. `apart`: of `conflicts`, where it was asked."""
+    if not rows:
+        return ["no loss has a gradient here: check stage.freeze and loss.weights"]
+    out = [*_unsound(rows), *_shares([r for r in rows if r.finite])]
+    out += [f"{r.name}_loss pulls against the sum of all (cosine {r.cosine:.2f}): lowering the total raises it"
+            for r in rows if r.finite and r.norm and r.cosine < AGAINST]  # fmt: skip
+    out += [f"{a}_loss and {b}_loss pull apart (cosine {cosine:.2f}): what helps one harms the other; weigh them "
+            "against each other on purpose" for (a, b), cosine in (apart or {}).items()]  # fmt: skip
+    return out or [
+        f"all {len(rows)} losses are finite and have a gradient; none rules, none is drowned, none conflicts"
+    ]
+
+
+def _unsound(rows: list[ProbeRow]) -> list[str]:
+    """Losses that are not finite, and those that move nothing."""
+    bad = [r.name for r in rows if not r.finite]
+    lines = [f"not finite: {', '.join(bad)}. The step is rejected; see incidents/, or fsdet data check"] if bad else []
+    for r in rows:
+        if r.finite and r.norm == 0.0 and r.rows == 0:
+            lines.append(f"{r.name}_loss is silent: no row of this batch enters it")
+        elif r.finite and r.norm == 0.0 and r.weighted == 0.0:
+            lines.append(
+                f"{r.name}_loss is silent: it is exactly 0 here, which is right only when nothing is left to do"
+            )
+        elif r.finite and r.norm == 0.0:
+            lines.append(f"{r.name}_loss is silent: it has a value and no gradient, so something cuts or saturates it")
+    return lines
+
+
+def _shares(rows: list[ProbeRow]) -> list[str]:
+    """Which loss rules the gradient, and which are drowned in it."""
+    total = sum(r.norm for r in rows)
+    pulling = [r for r in rows if r.norm]
+    if not math.isfinite(total) or len(pulling) < 2:
+        return []
+    first = max(pulling, key=lambda r: r.norm)
+    lines = []
+    if first.norm > MOST * total:
+        lines.append(f"{first.name}_loss rules: {first.norm / total:.0%} of the summed gradient norms; lower "
+                     f"loss.weights.{first.name} or raise the others")  # fmt: skip
+    drowned = [r.name for r in pulling if r.norm < LEAST * total]
+    if drowned:
+        lines.append(f"drowned, below {LEAST:.0%} of the summed gradient norms: {', '.join(drowned)}; raise their "
+                     "loss.weights or set them to 0 and save the time")  # fmt: skip
+    return lines
+
+
+def tell(
+    rows: list[ProbeRow], expected: Mapping[str, float], apart: Mapping[tuple[str, str], float] | None = None
+) -> str:
+    """The table, and below it what it means."""
+    return "\n".join([table(rows, expected), *words(rows, apart)])

@@ -72,6 +72,11 @@ class RunLog:
         for sink in self.sinks:
             sink.alert(flag.name, flag.message)
 
+    def incident(self, report: StepReport, path: Path) -> None:
+        """An alert of a rejected step whose report lies at `path`; the log and metrics.jsonl have it from `step`."""
+        for sink in self.sinks:
+            sink.alert(f"step rejected: {report.outcome}", f"step {report.step}: {report.culprit}; report: {path}")
+
     def probe(self, rows: Sequence[ProbeRow], text: str, step: int, epoch: int, batch: int) -> None:
         """The per-loss probe's table and values."""
         log.info("Per-loss probe at step %d\n%s", step, text)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 PLATEAU_FACTOR = 0.5  # LR multiplier of each drop
 PLATEAU_PATIENCE = 3  # evaluations without improvement before a drop
+GROWTH_LEAST, GROWTH_MOST = 20, 200  # steps between two doublings of the loss scale
 KINDS = ("cosine", "linear", "restarts", "plateau", "constant")
 
 
@@ -71,6 +72,14 @@ def total_steps(epochs: float | None, steps: int | None, batches_per_epoch: int,
     batches = total_batches(epochs, batches_per_epoch)
     whole, rest = divmod(batches, batches_per_epoch)
     return whole * math.ceil(batches_per_epoch / accumulate) + math.ceil(rest / accumulate)
+
+
+def growth_interval(steps: int, asked: int | None) -> int:
+    """Steps without overflow before fp16's loss scale doubles: `asked`, else so many that a short run sees it grow.
+
+    torch's 2000 are more steps than a few-shot run has, so that its scale could only fall.
+    """
+    return asked or min(GROWTH_MOST, max(GROWTH_LEAST, steps // 10))
 
 
 def total_batches(epochs: float | None, batches_per_epoch: int) -> int:

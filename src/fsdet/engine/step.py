@@ -5,9 +5,10 @@ Only this object touches the scaler, the gradients and the optimizer. Every step
 and only `committed` moves parameters, running statistics, the EMA and the step counter.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,23 +18,31 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fsdet.config import Guard
 from fsdet.engine import forensics
 from fsdet.engine.ema import Ema
+from fsdet.engine.forensics import Finding
 from fsdet.engine.memory import Memory
 from fsdet.engine.optimizer import autocast, set_lr
+from fsdet.engine.schedule import GROWTH_MOST
 from fsdet.types import LossReport, StepReport, Task
 
-REPLAY_AFTER = 3  # fp16 backoffs in a row after which the batch is run again in float32
+REPLAY_AFTER = 3  # fp16 overflows in a row after which the batch is run again in float32, at whatever scale
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The decision vector of a step on the host: one sync for all of it. Losses are averaged over micro-batches."""
+    """The decision vector of a step on the host: one sync for all of it. Losses are averaged over micro-batches.
+
+    finite: every loss and normaliser of every micro-batch is. sound: no running statistic has become NaN or inf.
+    norm: L2 over all unscaled gradients; norm_there: the same where it was computed.
+    """
 
     finite: bool
+    sound: bool
     total: float
     raw: Mapping[str, float]
     weighted: Mapping[str, float]
     norm: float
     scale: float
+    norm_there: Tensor | None = None
 
 
 class StepController:
@@ -61,11 +70,12 @@ class StepController:
             device.type,
             init_scale=self.guard.init_scale,
             enabled=precision == "fp16",
-            growth_interval=self.guard.growth_interval,
+            growth_interval=self.guard.growth_interval or GROWTH_MOST,
         )
         self.memory = Memory(task.model, task.objective)
         self.step = 0  # committed
         self.overflows = self.overflows_low = 0  # in a row, of fp16; the latter below guard.min_scale
+        self.proven = 0.0  # the largest loss scale of a committed step
 
     def run(
         self,
@@ -83,8 +93,8 @@ class StepController:
         """
         lr = set_lr(self.optimizer, lr_factor)
         ids = tuple(i for batch in window for i in getattr(batch, "image_ids", ()))
-        if culprit := forensics.bad_input(window):
-            return _report("bad_input", self.step, _nothing(self._scale_now()), lr, culprit, ids)
+        if finding := forensics.bad_input(window):
+            return _report("bad_input", self.step, _nothing(self.scaler.get_scale()), lr, finding, ids)
         self.memory.take()
         reports, vectors = self._backward(window, observe)
         gradients = [p.grad for _, p in self.named if p.grad is not None]
@@ -92,18 +102,16 @@ class StepController:
         if watch is not None:
             watch(self.named)
         facts = self._read(reports[0], vectors, gradients)
-        outcome, culprit = self._decide(facts, bool(gradients), window, reports)
+        outcome, finding = self._decide(facts, bool(gradients), window, reports)
         clip_norm = clip_norm or math.inf
         if outcome == "committed":
-            self._commit(facts.norm, clip_norm)
+            self._commit(facts, clip_norm)
         else:
             self._forget()
         if unscaled:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if outcome == "committed":
-            self.overflows = self.overflows_low = 0
-        return _report(outcome, self.step, facts, lr, culprit, ids, clip_norm)
+        return _report(outcome, self.step, facts, lr, finding, ids, clip_norm)
 
     def _backward(self, window: Sequence[Any], observe: Callable | None) -> tuple[list[LossReport], list[Tensor]]:
         """Micro-batch i weighs total_i * normaliser_i / normaliser_0, so that their sum is the big batch's gradient."""
@@ -134,53 +142,67 @@ class StepController:
 
     def _read(self, report: LossReport, vectors: list[Tensor], gradients: list[Tensor]) -> Facts:
         one = torch.ones((), device=self.device)
-        norm = get_total_norm(gradients).float() if gradients else 0 * one
-        tail = torch.stack([norm.to(self.device), self.scaler.scale(one)])
-        *rows, last = torch.cat([*vectors, tail]).split([len(v) for v in vectors] + [2])
-        width = len(vectors[0])
-        values = torch.cat([*rows, last]).tolist()  # the one host sync
-        norm_value, scale = values[-2:]
-        table = [values[i * width : (i + 1) * width] for i in range(len(rows))]
+        norm = get_total_norm(gradients).float().to(self.device) if gradients else 0 * one
+        sound = [flag.to(self.device, torch.float32) for flag in self.memory.finite()]
+        tail = torch.stack([norm, self.scaler.scale(one), *sound])
+        widths = [*(len(v) for v in vectors), 2, len(sound)]
+        values = torch.cat([*vectors, tail]).tolist()  # the one host sync
+        *table, (norm_value, scale), flags = _split(values, widths)
         share = [row[0] / (sum(r[0] for r in table) or math.nan) for row in table]
-        mean = [sum(s * row[c] for s, row in zip(share, table, strict=True)) for c in range(width)]
+        mean = [sum(s * row[c] for s, row in zip(share, table, strict=True)) for c in range(widths[0])]
         raw = dict(zip(report.raw, mean[2:], strict=False))
         weighted = dict(zip(report.weighted, mean[2 + len(raw) :], strict=True))
         finite = all(math.isfinite(v) for row in table for v in row)
-        return Facts(finite, mean[1], raw, weighted, norm_value, scale)
+        return Facts(finite, all(flags), mean[1], raw, weighted, norm_value, scale, norm)
 
     def _decide(
         self, facts: Facts, any_gradient: bool, window: Sequence[Any], reports: list[LossReport]
-    ) -> tuple[str, str | None]:
-        if not facts.finite:
-            self.memory.restore()
-            module = forensics.first_bad_module(self.task, window, self.device)
-            return "bad_loss", forensics.bad_loss(reports) + (f"; first in the output of {module}" if module else "")
+    ) -> tuple[str, Finding]:
+        if not (facts.finite and facts.sound):
+            buffer = None if facts.sound else self.memory.first_not_finite()
+            losses = forensics.losses_not_finite(reports)
+            return "bad_loss", forensics.bad_loss(losses, buffer, self._replay(window), self.precision)
         if not any_gradient:
-            return "no_grad", "no parameter received a gradient"
+            return "no_grad", Finding("no parameter received a gradient")
         if math.isfinite(facts.norm):
-            return "committed", None
-        culprit = forensics.bad_gradient(self.named)
-        return self._overflow(facts.scale, culprit, window) if self.scaler.is_enabled() else ("bad_grad", culprit)
+            return "committed", Finding()
+        suspect = forensics.suspect_of(self.named)
+        if (
+            self.scaler.is_enabled() and not suspect.finite
+        ):  # the scale has no say in unscaled gradients that are finite
+            return self._overflow(facts.scale, suspect, window)
+        return "bad_grad", forensics.bad_gradient(suspect, self._replay(window), self.precision)
 
-    def _overflow(self, scale: float, culprit: str, window: Sequence[Any]) -> tuple[str, str]:
-        """fp16: calibration of the loss scale, unless it repeats at a low scale or float32 shows the same."""
+    def _overflow(self, scale: float, suspect: forensics.Suspect, window: Sequence[Any]) -> tuple[str, Finding]:
+        """fp16: calibration of the loss scale, unless it repeats at a low scale or float32 shows the same.
+
+        A scale that no step has been committed at may simply be too high; one that has worked is not, nor are three
+        in a row, and so the batch is run again in float32.
+        """
         self.overflows += 1
         self.overflows_low = self.overflows_low + 1 if scale < self.guard.min_scale else 0
-        if self.overflows_low > 1:
-            return "bad_grad", f"{culprit}; still so at loss scale {scale:g}"
-        if self.overflows >= REPLAY_AFTER:
-            self.memory.restore()
-            replayed = forensics.replay(self.task, window, self.device, self.named)
-            if replayed is not None:
-                return "bad_grad", f"{replayed}; in float32 too, so the loss scale is not the reason"
-        return "amp_backoff", culprit
+        low = self.overflows_low > 1
+        asked = low or scale <= self.proven or self.overflows >= REPLAY_AFTER
+        replay = self._replay(window) if asked else None
+        bad = low or (replay is not None and not replay.finite and not replay.failed)
+        finding = forensics.bad_gradient(suspect, replay, self.precision)
+        if low:
+            finding = replace(finding, culprit=f"{finding.culprit}; still so at loss scale {scale:g}")
+        return ("bad_grad" if bad else "amp_backoff"), finding
 
-    def _commit(self, norm: float, clip_norm: float) -> None:
-        if norm > clip_norm:
-            parameters = [p for _, p in self.named if p.grad is not None]
-            clip_grads_with_norm_(parameters, clip_norm, torch.tensor(norm, device=parameters[0].device))
+    def _replay(self, window: Sequence[Any]) -> forensics.Replay:
+        """The window once more in float32, from the buffers and generators it was run with."""
+        with self.memory.again():
+            found = forensics.replay(self.task, window, self.device, self.named)
+            return replace(found, buffer=self.memory.first_not_finite())
+
+    def _commit(self, facts: Facts, clip_norm: float) -> None:
+        if facts.norm > clip_norm:
+            clip_grads_with_norm_([p for _, p in self.named if p.grad is not None], clip_norm, facts.norm_there)
         self.optimizer.step()
         self.step += 1
+        self.overflows = self.overflows_low = 0
+        self.proven = max(self.proven, facts.scale)
         if self.ema is not None:
             self.ema.update(self.task.model)
         if commit := getattr(self.task.objective, "commit", None):
@@ -192,9 +214,6 @@ class StepController:
         if discard := getattr(self.task.objective, "discard", None):
             discard()
 
-    def _scale_now(self) -> float:
-        return self.scaler.get_scale()
-
 
 def _vector(report: LossReport, device: torch.device) -> Tensor:
     """[2 + losses] float32: normaliser, total, raw and weighted losses, detached and still on the device."""
@@ -202,8 +221,13 @@ def _vector(report: LossReport, device: torch.device) -> Tensor:
     return torch.stack([torch.as_tensor(v).detach().to(device, torch.float32) for v in scalars])
 
 
+def _split(values: list[float], widths: Sequence[int]) -> list[list[float]]:
+    ends = list(itertools.accumulate(widths))
+    return [values[end - width : end] for end, width in zip(ends, widths, strict=True)]
+
+
 def _nothing(scale: float) -> Facts:
-    return Facts(False, math.nan, {}, {}, math.nan, scale)
+    return Facts(False, True, math.nan, {}, {}, math.nan, scale)
 
 
 def _report(
@@ -211,7 +235,7 @@ def _report(
     step: int,
     facts: Facts,
     lr: Mapping[str, float],
-    culprit: str | None,
+    finding: Finding,
     ids: tuple[str, ...],
     clip_norm: float = math.inf,
 ) -> StepReport:
@@ -227,6 +251,7 @@ def _report(
         facts.total,
         facts.raw,
         facts.weighted,
-        culprit,
+        finding.culprit,
         ids,
+        finding.evidence,
     )

@@ -18,6 +18,7 @@ from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
 from fsdet.engine import checkpoint, folder, forensics, probe, records
 from fsdet.engine.allocator import keep_freed_memory
+from fsdet.engine.clipping import Clipping
 from fsdet.engine.ema import Ema
 from fsdet.engine.feed import Feed
 from fsdet.engine.freezing import Freezer
@@ -25,7 +26,7 @@ from fsdet.engine.guard import Flag, StepGuard
 from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
 from fsdet.engine.runlog import RunLog
-from fsdet.engine.schedule import clip_norm_at, lr_factor, total_batches, total_steps
+from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, total_batches, total_steps
 from fsdet.engine.signals import Signals
 from fsdet.engine.step import StepController
 from fsdet.errors import RunFailed, Stopped
@@ -90,12 +91,13 @@ class Trainer:
         self.optimizer = build_optimizer(task.param_groups(), optim)
         self._claim(exist_ok)
         self.ema = Ema(task.model, optim.ema, optim.ema_warmup) if optim.ema else None
+        self._measure_run(eval_every)
+        guard = guard.model_copy(update={"growth_interval": growth_interval(self.total_steps, guard.growth_interval)})
         self.guard, self.writer = StepGuard(guard, self.folder), checkpoint.Writer(self.folder, save.keep)
         self.controller = StepController(
             task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema
         )
-        self.position = Position()
-        self._measure_run(eval_every)
+        self.position, self.clipping = Position(), Clipping(optim)
         if resume:
             self._load()
         self._saved_at, self._saved_step, self._whole = time.monotonic(), self.controller.step, True
@@ -106,7 +108,8 @@ class Trainer:
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
-        torch.use_deterministic_algorithms(run.deterministic)
+        if run.deterministic != torch.are_deterministic_algorithms_enabled():  # asking imports torch's compiler
+            torch.use_deterministic_algorithms(run.deterministic)
         self.device = choose_device(run.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -184,13 +187,14 @@ class Trainer:
     def _step(self, window: list[Any]) -> StepReport:
         step, every, self._whole = self.controller.step, self.logging.probe_every, False
         self.freezer.apply(self.epoch)
+        self.clip_norm = self.clipping.limit(clip_norm_at(self.epoch, self.optim.clip_norm))
         probing = not self.position.probed or (every and step % every == 0)
         debugging = self.logging.debug and step % DEBUG_EVERY == 0
         try:
             return self.controller.run(
                 window,
                 lr_factor=self._lr_factor(step),
-                clip_norm=clip_norm_at(self.epoch, self.optim.clip_norm),
+                clip_norm=self.clip_norm,
                 observe=self._observe if probing else None,
                 watch=self._watch if debugging else None,
             )
@@ -222,18 +226,21 @@ class Trainer:
         if self._probed:
             flags += self._tell_probe(report, epoch)
         if not report.committed or report.step % self.logging.every == 0 or report.step == 1:
-            self.log.step(report, epoch, batch, clip_norm_at(epoch, self.optim.clip_norm), self.guard.totals)
+            self.log.step(report, epoch, batch, self.clip_norm, self.guard.totals)
             self.log.timing(report.step, batch, seconds)
         for flag in flags:
             self.log.flag(flag, report.step, epoch, batch)
         if report.committed:
             self.position.add(report)
+            self.clipping.add(report.grad_l2_preclip, self.clip_norm)
         else:
             self._rejected(report, window, first, epoch)
 
     def _rejected(self, report: StepReport, window: list[Any], first: int, epoch: int) -> None:
         """Keep the evidence; the place from which a run would be rewound to its last checkpoint."""
         path = self.guard.record(report, window, first, epoch)
+        if path is not None:
+            self.log.incident(report, path)
         if reason := self.guard.verdict():
             self._save(wait=True)
             raise RunFailed(
@@ -244,7 +251,7 @@ class Trainer:
     def _tell_probe(self, report: StepReport, epoch: int) -> list[Flag]:
         rows, self._probed = self._probed, []
         first, self.position.probed = not self.position.probed, True
-        self.log.probe(rows, probe.table(rows, self._expected), report.step, epoch, self.position.batch)
+        self.log.probe(rows, probe.tell(rows, self._expected), report.step, epoch, self.position.batch)
         return probe.flags(rows, self._expected) if first else []
 
     def _boundary(self) -> None:
@@ -328,12 +335,13 @@ class Trainer:
             "scaler": controller.scaler.state_dict(),
             "objective": self.task.objective.state_dict(),
             "step": controller.step,
-            "overflows": [controller.overflows, controller.overflows_low],
+            "overflows": [controller.overflows, controller.overflows_low, controller.proven],
             "epoch": self.epoch,
             "batch": position.batch,
             "finished": position.finished,
             "position": vars(position),
             "guard": self.guard.state_dict(),
+            "clipping": self.clipping.state_dict(),
             "rng": checkpoint.random_state(),
             "config": dict(self.resolved),
             "precision": self.precision,
@@ -351,9 +359,12 @@ class Trainer:
         checkpoint.load_optimizer(self.optimizer, state["optimizer"])
         self.controller.scaler.load_state_dict(state["scaler"])
         self.controller.step = state["step"]
-        self.controller.overflows, self.controller.overflows_low = state["overflows"]
+        self.controller.overflows, self.controller.overflows_low, self.controller.proven = (*state["overflows"], 0.0)[
+            :3
+        ]
         self.position = Position(**(state["position"] | {"finished": False}))
         self.guard.load_state_dict(state["guard"])
+        self.clipping.load_state_dict(state.get("clipping", {}))
         checkpoint.restore_random_state(state["rng"])
         if state["threads"] != (threads := torch.get_num_threads()):
             logger.warning("resumed with %d threads, not %d: the last bits may differ", threads, state["threads"])

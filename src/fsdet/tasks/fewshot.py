@@ -69,8 +69,10 @@ class FewshotTask:
 
     def losses(self, batch: Episode) -> LossReport:
         output, dense = self.model(batch)
+        inputs = tuple(t for t in dense.features if t.requires_grad)  # none under a frozen trunk: then its outputs
         return self.objective(output, batch.targets, batch.class_ids, contrast=self.model.contrast,
-                              probe_at=dense.features, image_ids=batch.image_ids)  # fmt: skip
+                              probe_at=inputs or (dense.box_logits, dense.embeddings, dense.standard),
+                              image_ids=batch.image_ids)  # fmt: skip
 
     def expected_initial(self, report: LossReport) -> Mapping[str, float]:
         """dfl: ln R, uniform bins. cls: the prior. supcon: the log of its rows, cpe: of those and the background's, if

@@ -4,6 +4,7 @@
 import json
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine import forensics
 from fsdet.engine import probe as gradient_probe
 from fsdet.engine.freezing import Freezer
+from fsdet.engine.memory import Memory
 from fsdet.errors import CheckpointError, DataError, explain
 from fsdet.tasks import build_task, read_data
 from fsdet.tasks.fewshot import FewshotTask
@@ -51,16 +53,36 @@ def _verdict(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
         trains = trains and report.total.requires_grad
         raw = ", ".join(f"{name} {float(torch.as_tensor(value).detach()):.4g}" for name, value in report.raw.items())
         rows = gradient_probe.measure(report)
-        lines.append(gradient_probe.table(rows, {}) if rows else f"losses: {raw}")
+        lines.append(gradient_probe.tell(rows, {}) if rows else f"losses: {raw}")
     if not trains:
         return [*lines, "the losses depend on no parameter that trains: check stage.freeze and loss.weights"]
-    if module := forensics.first_bad_module(task, window, CPU):
-        lines.append(f"first output that is not finite: {module}")
+    return [*lines, *_replayed(task, window)]
+
+
+def _replayed(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
+    """What the replay in float32 names, one thing a line."""
     named = [pair for members in task.param_groups().values() for pair in members]
-    if culprit := forensics.replay(task, window, CPU, named):
-        return [*lines, f"not finite in float32: {culprit}"]
-    return [*lines, "losses and gradients are finite in float32 with these weights: the reason was precision or the "
-            "weights of that moment"]  # fmt: skip
+    memory = Memory(task.model, task.objective)
+    memory.take()
+    with memory.again():
+        found = forensics.replay(task, window, CPU, named)
+        found = replace(found, buffer=memory.first_not_finite())
+    if found.finite:
+        return ["losses and gradients are finite in float32 with these weights: the reason was precision or the "
+                "weights of that moment"]  # fmt: skip
+    lines = [f"not finite in float32: {name}_loss{rows}" for name, rows in found.losses.items()]
+    if found.module:
+        images = f" for {', '.join(found.images)}" if found.images else ""
+        lines.insert(0, f"first output that is not finite: {found.module}{images}")
+    if found.parameter:
+        lines.append(f"not finite in float32: {found.parameter.name} ({found.parameter.statistics})")
+    if found.gradient_of:
+        lines.append(f"the gradient comes from: {', '.join(f'{name}_loss' for name in found.gradient_of)}")
+    if found.gradient_at:
+        lines.append(f"first gradient that is not finite: at the output of {found.gradient_at}")
+    if found.buffer and not found.losses:
+        lines.append(f"not finite in float32: the running statistics {found.buffer}")
+    return [*lines, f"so: {forensics.CAUSES[found.cause]}"]
 
 
 def _read(folder: Path) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:

@@ -12,6 +12,7 @@ from fsdet.data import sources
 from fsdet.data.check import check as check_data
 from fsdet.data.report import Report
 from fsdet.engine import probe as gradient_probe
+from fsdet.engine.freezing import Freezer
 from fsdet.engine.optimizer import choose_device
 from fsdet.models.build import build_model
 from fsdet.models.detector import DualDetector
@@ -24,23 +25,19 @@ USUAL_CLASSES = 80  # a model is counted for, when its data are not there to say
 
 
 def probe(config: Config) -> str:
-    """The first batch's losses beside their expected values, each one's gradient at the head, and a verdict."""
+    """The first batch's losses beside their expected values, each one's gradient at the head, and what that means.
+
+    What trains is what would train in the first epoch. Nothing is written and no weight moves.
+    """
     task, _ = build_task(config, read_data(config), resume=False)
-    task.model.train()
+    Freezer(task, config.stage.freeze, config.stage.freeze_norm).apply(1)
     task.objective.train()
-    report = task.losses(task.batch(0))
+    batch = task.batch(0)
+    if not batch.finite():
+        return f"NaN or inf among the pixels or boxes: {', '.join(batch.unsound())}"
+    report = task.losses(batch)
     expected = task.expected_initial(report) if not config.stage.init_from else {}
-    rows = gradient_probe.measure(report)
-    worst = max(rows, key=lambda r: r.norm, default=None)
-    lines = [gradient_probe.table(rows, expected)]
-    if worst is not None:
-        share = worst.norm / max(sum(r.norm for r in rows), 1e-12)
-        lines.append(f"{worst.name} asks for {share:.0%} of the summed gradient norms; "
-                     f"{sum(not r.finite for r in rows)} of {len(rows)} losses are not finite")  # fmt: skip
-    against = [r.name for r in rows if r.finite and r.norm and r.cosine < 0]
-    if against:
-        lines.append(f"against the total's direction: {', '.join(against)}")
-    return "\n".join(lines)
+    return gradient_probe.tell(gradient_probe.measure(report), expected, gradient_probe.conflicts(report))
 
 
 def check(config: Config) -> str:
