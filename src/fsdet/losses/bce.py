@@ -21,7 +21,8 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape != target.shape:
         raise ShapeError(f"bce_loss expects equal shapes, got {list(logits.shape)} and {list(target.shape)}")
-    return F.binary_cross_entropy_with_logits(widen(logits), widen(target), reduction="none").sum(-1)
+    z = widen(logits)
+    return F.binary_cross_entropy_with_logits(z, target.to(z.dtype), reduction="none").sum(-1)
 
 
 def bce_at(

@@ -55,7 +55,7 @@ def cpe_loss(
         labels: [N]; rows labelled -1 take no part.
         background: [M, D] projected background proposals: in every denominator, never an anchor.
     Returns:
-        [K] float32, one value for each row of `cpe_rows(labels, iou, phi)`. Identical rows: g(u) ln(N + M - 1).
+        [K] float32, one value for each row of `cpe_rows(labels, iou, phi)`. At init, rows alike: g(u) ln(N + M - 1).
         |dL_i/dz_i| <= 2 g(u) / tau. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes fit. ConfigError: unknown weighting.

@@ -66,7 +66,7 @@ def supcon_loss(embeddings: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
         tau: temperature.
     Returns:
         [K] float32, one value for each row of `rows_with_positive(labels)`; may be empty, and is then connected.
-        Identical rows, as before training: ln(N - 1). |dL_i/dz_i| <= 2 / tau. NaN in, NaN out.
+        At init, rows alike: ln(N - 1). |dL_i/dz_i| <= 2 / tau. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes are [N, D] and [N].
     """
