@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from engine.test_step import NAN, bad_gradients, controller, spoiled, step
-from engine.toy import ToyTask
+from engine.toy import ToyTask, trainer
 from fsdet.engine import probe
+from fsdet.engine.checkpoint import load
 from fsdet.engine.schedule import KINDS, lr_factor, total_steps
 from fsdet.types import DualOutput, LossReport
 
@@ -127,6 +128,19 @@ def test_the_schedule_of_an_accumulating_run_ends_at_its_last_step_and_not_a_qua
     steps = total_steps(2, None, 10, 4)
     assert steps == 6  # two windows of 4 and a remainder of 2, twice; counted in batches it would be 20
     assert lr_factor(steps, steps, 0, "cosine", 0.01) == pytest.approx(0.01)
+
+
+def test_a_run_from_the_weights_of_another_begins_at_its_own_first_step(tmp_path):
+    """To resume is to continue a run, which has nothing left to do; to start from its weights is a run of its own."""
+    first = trainer(ToyTask(), tmp_path / "one")
+    state = load(first.fit().best)
+    assert trainer(ToyTask(), tmp_path / "one", resume=True).fit().steps == first.total_steps == 10
+    task = ToyTask()
+    task.model.load_state_dict(state["model"])
+    before = [p.clone() for p in task.model.parameters()]
+    second = trainer(task, tmp_path / "two", changes={"epochs": 1})
+    assert second.fit().steps == second.total_steps == 5
+    assert any(not torch.equal(a, b) for a, b in zip(before, task.model.parameters(), strict=True))
 
 
 def test_each_group_is_logged_with_its_own_rate():

@@ -92,7 +92,7 @@ def test_own_gradient_is_at_most_two_over_tau():
 
 
 def test_the_normalisation_is_part_of_the_gradient():
-    """Only the direction of a row counts, so its gradient is at right angles to it; a detached norm leaves a part along."""
+    """Only a row's direction counts, so its gradient is at right angles to it; a detached norm leaves a part along."""
     x, labels = batch(12)
     (got,) = torch.autograd.grad(supcon_loss(x.requires_grad_(), labels).sum(), x)
     along = (got * x).sum(-1) / (got.norm(dim=-1) * x.norm(dim=-1))
