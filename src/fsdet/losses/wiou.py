@@ -31,22 +31,27 @@ class _Attended(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        (low, high), (low_t, high_t) = (torch.stack(x.unbind(1)).split(2) for x in (pred, target))
-        side, extent = torch.minimum(high, high_t) - torch.maximum(low, low_t), (high - low).clamp(min=0)
-        touches, side = (torch.sign(side) + 1).clamp(max=1), side.clamp(min=0)  # sides that only meet count
+        a, b = torch.stack(pred.unbind(1)), torch.stack(target.unbind(1))  # [4, P]: strided passes cost more
+        (low, high), (low_t, high_t), apart = a.split(2), b.split(2), a - b
+        side = torch.minimum(high, high_t) - torch.maximum(low, low_t)
+        touches = torch.sign(side).add_(1).clamp_(max=1)  # sides that only meet count: they can still grow
+        side, extent, extent_t = side.clamp_(min=0), (high - low).clamp_(min=0), (high_t - low_t).clamp_(min=0)
         inter = side[0] * side[1]
-        union = extent[0] * extent[1] + ((high_t - low_t).clamp(min=0).prod(0) + EPS) - inter
+        union = extent[0] * extent[1] + (extent_t[0] * extent_t[1] + EPS) - inter
         iou = inter / union
-        shift = (low + high - low_t - high_t) / 2
-        apart = shift.square().sum(0)
-        cover = (torch.maximum(high, high_t) - torch.minimum(low, low_t)).square().sum(0)
-        cover = cover.maximum(apart) + EPS  # the exponent's mathematical maximum is 1; clamping it would kill its slope
-        attention, miss = (apart / cover).exp(), 1 - iou
-        gain, cost = side.flip(0) * touches * ((1 + iou) / union / 2), extent.flip(0) * (iou / union)
-        above = gain * (torch.sign(high_t - high) + 1) - cost  # d IoU / d high, and below: - d IoU / d low
-        below = gain * (torch.sign(low - low_t) + 1) - cost
-        pull = shift * (miss / cover)
-        ctx.save_for_backward(attention * torch.cat((pull + below, pull - above)))
+        shift = (apart[:2] + apart[2:]) / 2
+        square = shift.square().sum(0)
+        cover = (torch.maximum(high, high_t) - torch.minimum(low, low_t)).square_().sum(0)
+        cover = (
+            cover.maximum(square) + EPS
+        )  # the exponent's mathematical maximum is 1; clamping it would kill its slope
+        attention, miss = (square / cover).exp_(), 1 - iou
+        # d IoU / d high = gain (1 + sign(target - high)) - cost, and alike for low with the other sign
+        gain = touches.mul_(side.flip(0)).mul_((1 + iou) / (2 * union))
+        change, pull = gain - extent.flip(0).mul_(iou / union), shift.mul_(miss / cover)
+        ways = torch.sign(apart)
+        slope = torch.cat(((pull + change).addcmul_(gain, ways[:2]), (pull - change).addcmul_(gain, ways[2:])))
+        ctx.save_for_backward(slope.mul_(attention))
         ctx.mark_non_differentiable(miss)
         return attention * miss, miss
 
