@@ -90,6 +90,16 @@ def test_contrast_is_dead_where_every_cosine_is_above_7_tenths_and_the_live_one_
     assert gradient(live(), x).norm() > 1
 
 
+def test_what_no_gradient_was_asked_of_is_not_called_saturated():
+    """An unlikely bin without a share of the target, and a row's similarity with itself."""
+    logits = torch.zeros(1, 4, R)
+    logits[..., 6] = -20
+    assert not dfl_clamped(logits, torch.full((1, 4), 5.0))[1].any()
+    assert dfl_clamped(logits, torch.full((1, 4), 5.1))[1].all()
+    x, labels = torch.eye(4, 8), torch.tensor([0, 0, 1, 1])
+    assert not supcon_clamped(x, labels, 0.07)[1].any()  # 1 / .07 with itself, 0 with all others
+
+
 def test_rows_keep_their_order_and_background_is_no_positive():
     x, labels = batch()
     labels[3] = -1

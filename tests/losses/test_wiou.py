@@ -58,6 +58,12 @@ def test_degenerate_boxes_and_means_are_finite_in_value_and_gradient(pred, mean,
         assert loss.isfinite().all() and loss.item() >= 0 and p.grad.isfinite().all()
 
 
+def test_attention_stays_below_e_even_where_corners_are_swapped():
+    """Such a pair has an enclosing box smaller than the distance of its centres."""
+    loss = wiou_loss(torch.tensor([[90.0, 90.0, 1.0, 1.0]]), torch.tensor([UNIT]), 1.0, version=1)
+    assert loss.item() <= math.e + 1e-6
+
+
 @pytest.mark.parametrize(("version", "r"), [(1, 1.0), (2, math.sqrt(2)), (3, 1.32)])  # of mean .5: beta <= 2
 def test_gradient_is_bounded_as_promised(version, r):
     pred, target = pairs(4000, seed=2)
