@@ -452,6 +452,7 @@ def test_running_mean_never_falls_below_its_floor():
         ({"weights": {"bboxx": 1.0}}, "Did you mean 'bbox'"),
         ({"weights": DENSE, "bbox": "wiou_v4"}, "loss.bbox: expected one of wiou_v3"),
         ({"weights": DENSE, "mode": "dul"}, "Did you mean 'dual'"),
+        ({"weights": DENSE, "dfl": "clamp"}, "loss.dfl: .*Did you mean 'clamped'"),
     ],
 )
 def test_unknown_names_are_refused_at_birth(kwargs, message):
@@ -464,3 +465,47 @@ def test_targets_that_do_not_fit_the_branches_are_refused():
         run(make_output(ways=2), make_targets(ways=3))
     with pytest.raises(ShapeError, match="base_known"):
         run(make_output(base=5), make_targets(base=4), mode="standard")
+
+
+@pytest.mark.parametrize("name", ["dfl", "supcon", "cpe"])
+def test_a_clamped_variant_is_off_by_default_and_tells_its_saturated_share(name):
+    output, targets = make_output(), make_targets()
+    live = run(output, targets, cpe_iou=0.0)
+    assert live.saturated == {}
+    sharp = {"supcon_tau": 0.02, "cpe_tau": 0.02, "cpe_iou": 0.0}
+    report = run(output, targets, **sharp, **{name: "clamped"})
+    assert set(report.saturated) == {name} and set(report.raw) == set(live.raw)
+    share = report.saturated[name]
+    assert 0 < share <= 1 and share.dtype == torch.float32 and not share.requires_grad and report.total.isfinite()
+    assert run(output, make_targets(valid=False), **{name: "clamped"}).saturated[name] == 0
+
+
+def test_the_clamped_dfl_kills_the_box_gradient_that_the_live_one_has():
+    output, targets = make_output(), make_targets()  # bins of std 2: a mean above 15 over the four sides
+    for kind, dead in (("dfl", False), ("clamped", True)):
+        report = run(output, targets, {"dfl": 1.0}, dfl=kind)
+        (got,) = torch.autograd.grad(report.total, output.box_logits)
+        assert (got == 0).all() == dead
+        assert report.saturated == ({"dfl": 1} if dead else {})
+
+
+def test_with_as_many_ways_as_images_a_way_is_still_a_class_and_no_position():
+    """Two ways, two images: exchanging the images exchanges nothing but the order of the rows."""
+    output, targets = make_output(ways=2), make_targets(ways=2)
+    assert targets.way_labels.max() > -1 and len(targets.boxes) == 2
+    fields = ("box_logits", "boxes", "embeddings", "standard", "prototype")
+    turned = replace(output, **{n: getattr(output, n).flip(0) for n in fields})
+    flipped = Targets(**{n: getattr(targets, n).flip(0) for n in targets.__dataclass_fields__})
+    a, b = run(output, targets, class_ids=ids(2)), run(turned, flipped, class_ids=ids(2))
+    for name, value in a.raw.items():
+        torch.testing.assert_close(b.raw[name], value)
+
+
+def test_dfl_targets_are_distances_from_the_anchor_and_no_coordinates():
+    """The same bins at anchors a cell apart, before boxes moved as far: the same loss."""
+    moved = [
+        run(replace(make_output(images=1), points=POINTS + s, boxes=make_output(images=1).boxes + s),
+            replace(make_targets(images=1), boxes=make_targets(images=1).boxes + s), {"dfl": 1.0}).raw["dfl"]
+        for s in (0.0, 64.0)
+    ]  # fmt: skip
+    torch.testing.assert_close(moved[0], moved[1])

@@ -18,7 +18,8 @@ from fsdet.data.datayaml import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src/fsdet"
-PAGES = ("README.md", "CHANGELOG.md", "docs/data.md", "docs/flags.md", "docs/notebook.md", "checkpoints/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/data.md", "docs/flags.md", "docs/museum.md", "docs/notebook.md",
+         "checkpoints/README.md")  # fmt: skip
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 SHELL_STAGES = {"train_stage_1.sh": 1, "train_stage_2.sh": 2, "train_stage_3.sh": 3}
 # commands without a parser of ours
@@ -191,6 +192,17 @@ def test_example_python_parses_and_imports_names_that_exist():
                 top = {getattr(n, "name", "") for n in ast.parse(source).body}
                 top |= {a.name for n in ast.parse(source).body if isinstance(n, ast.ImportFrom) for a in n.names}
                 assert {alias.name for alias in node.names} <= top, node.module
+
+
+def test_every_test_that_the_museum_names_exists():
+    source, named = "", 0
+    for path, name in re.findall(r"`([\w/]+\.py)`|`(test_\w+)`", TEXT["docs/museum.md"]):
+        if path:
+            source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+        else:
+            assert f"def {name}(" in source, name
+            named += 1
+    assert named > 40
 
 
 def test_results_have_their_place():

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Box arithmetic: areas, overlaps, anchor points, and the way between bins, distances and boxes.
 
-Boxes are xyxy; units are px unless a name says strides. Everything is float32 whatever comes in.
+Boxes are xyxy; units are px unless a name says strides. Everything is float32 whatever comes in
+(`closeness` and `complete_iou`, which losses are made of, leave float64 as it is).
 """
 
 import math
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import ShapeError
+from fsdet.floats import widen
 
 EPS = 1e-7  # px^2: keeps 0 / 0 at zero, far below any real area
 SIDE_EPS = 1e-3  # px: bounds the gradient of an empty box's aspect ratio
@@ -63,7 +65,7 @@ def closeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if a.shape != b.shape or a.dim() != 2 or a.shape[1] != 4:
         raise ShapeError(f"expected two [n, 4] of boxes, got {list(a.shape)} and {list(b.shape)}")
     # coordinate-major: on slices of [n, 4] the strided passes cost half as much again
-    (low, high), (low_b, high_b) = (x.float().T.contiguous().split(2) for x in (a, b))
+    (low, high), (low_b, high_b) = (torch.stack(widen(x).unbind(1)).split(2) for x in (a, b))
     side = (torch.minimum(high, high_b) - torch.maximum(low, low_b)).clamp(min=0)
     (width, height), (width_b, height_b) = (high - low).clamp(min=0), (high_b - low_b).clamp(min=0)
     inter = side[0] * side[1]
@@ -78,8 +80,9 @@ def complete_iou(a: Tensor, b: Tensor) -> Tensor:
 
     IoU less the centres' distance over the enclosing diagonal, squared, and the difference of the aspect ratios.
     """
+    a, b = widen(a), widen(b)  # before any difference: one of half-precision pixels is off by px
     iou, apart, cover = closeness(a, b)
-    (w, h), (wb, hb) = ((x[:, 2:] - x[:, :2]).float().T.contiguous() + SIDE_EPS for x in (a, b))
+    (w, h), (wb, hb) = ((x[:, 2:] - x[:, :2]).T.contiguous() + SIDE_EPS for x in (a, b))
     v = (2 / math.pi * (torch.atan2(wb, hb) - torch.atan2(w, h))).square()
     with torch.no_grad():
         share = v / (1 - iou + v + EPS)

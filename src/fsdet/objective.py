@@ -16,6 +16,7 @@ from fsdet.boxes import decode, encode, iou_pairs
 from fsdet.errors import ConfigError, ShapeError, did_you_mean
 from fsdet.losses.bce import bce_at
 from fsdet.losses.ciou import ciou_loss
+from fsdet.losses.clamped import cpe_clamped, dfl_clamped, supcon_clamped
 from fsdet.losses.cpe import cpe_loss, cpe_rows
 from fsdet.losses.dfl import dfl_loss
 from fsdet.losses.supcon import rows_with_positive, supcon_loss
@@ -25,6 +26,7 @@ from fsdet.types import BACKGROUND, IGNORED, DualOutput, LossReport, Targets
 
 NAMES = ("bbox", "cls", "dfl", "supcon", "cpe", "triplet")
 BBOX = ("wiou_v3", "wiou_v2", "wiou_v1", "ciou")
+KINDS = {"dfl": (dfl_loss, dfl_clamped), "supcon": (supcon_loss, supcon_clamped), "cpe": (cpe_loss, cpe_clamped)}
 MODES = {"standard": ("standard",), "prototype": ("prototype",), "dual": ("standard", "prototype")}
 
 
@@ -62,12 +64,15 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One loss reduced: value with graph; count rows averaged over; rows detached, images their image index."""
+    """One loss reduced: value with graph; count rows averaged over; rows detached, images their image index;
+    saturated: which rows [count] a clamp has cut off, None for losses without a clamp.
+    """
 
     value: Tensor
     count: int
     rows: Tensor
     images: Tensor
+    saturated: Tensor | None = None
 
 
 class MultiLoss(nn.Module):
@@ -76,6 +81,7 @@ class MultiLoss(nn.Module):
     Args:
         weights: {loss: weight}; losses not named have weight 0.
         bbox: wiou_v3 | wiou_v2 | wiou_v1 | ciou.
+        dfl, supcon, cpe: each its own name, or clamped: as older trainings clamped it, told by LossReport.saturated.
         pair_rows: at most this many embeddings, background included, enter a pairwise loss.
         mode: which classifiers train: standard | prototype | dual.
         topk: anchors a box may take.
@@ -102,10 +108,16 @@ class MultiLoss(nn.Module):
         topk: int = 10,
         wiou_momentum: float = 0.01,
         share: float = 0.0,
+        dfl: str = "dfl",
+        supcon: str = "supcon",
+        cpe: str = "cpe",
     ) -> None:
         super().__init__()
         for key, word, choices in (("loss.bbox", bbox, BBOX), ("stage.mode", mode, MODES)):
             _one_of(key, word, choices)
+        self.kinds = {"dfl": dfl, "supcon": supcon, "cpe": cpe}
+        for name, word in self.kinds.items():
+            _one_of(f"loss.{name}", word, (name, "clamped"))
         for name in weights:
             _one_of("loss.weights", name, NAMES)
         self.weights = {name: float(weights[name]) for name in NAMES if weights.get(name, 0.0) != 0}
@@ -158,6 +170,7 @@ class MultiLoss(nn.Module):
             row_images={name: term.images for name, term in terms.items()},
             probe_at=probe_at,
             image_ids=image_ids,
+            saturated={name: _share(term.saturated) for name, term in terms.items() if term.saturated is not None},
         )
 
     @torch.no_grad()
@@ -211,9 +224,14 @@ class MultiLoss(nn.Module):
             where = torch.arange(len(images), device=images.device)
             terms["cls"] = Term(images.sum() / normaliser, output.boxes[..., 0].numel(), images.detach(), where)
         if "dfl" in self.weights:
-            rows = dfl_loss(bins, encode(points, strides, pos.target))
-            terms["dfl"] = Term((rows * pos.weight).sum() / normaliser, len(rows), rows.detach(), pos.image)
+            rows, cut = self._rows("dfl", bins, encode(points, strides, pos.target))
+            terms["dfl"] = Term((rows * pos.weight).sum() / normaliser, len(rows), rows.detach(), pos.image, cut)
         return terms
+
+    def _rows(self, name: str, *args: object) -> tuple[Tensor, Tensor | None]:
+        """Rows of dfl, supcon or cpe as configured, and which of them are saturated: None where nothing clamps."""
+        loss, clamped = KINDS[name]
+        return clamped(*args) if self.kinds[name] == "clamped" else (loss(*args), None)
 
     def _box_rows(self, pred: Tensor, target: Tensor) -> Tensor:
         if self.bbox == "ciou":
@@ -250,14 +268,14 @@ class MultiLoss(nn.Module):
         back = output.embeddings[pairs.back_image, pairs.back_anchor]
         terms = {}
         if "supcon" in self.weights:
-            rows = supcon_loss(z, pairs.label, self.supcon_tau)
-            terms["supcon"] = _mean(rows, pairs.image[rows_with_positive(pairs.label)])
+            rows, cut = self._rows("supcon", z, pairs.label, self.supcon_tau)
+            terms["supcon"] = _mean(rows, pairs.image[rows_with_positive(pairs.label)], cut)
         if "cpe" in self.weights:
             p, b = z, back
             if contrast is not None:
                 p, b = contrast(torch.cat((z, back)).float()).split((len(z), len(back)))
-            rows = cpe_loss(p, pairs.iou, pairs.label, b, self.cpe_tau, self.cpe_iou, self.cpe_weighting)
-            terms["cpe"] = _mean(rows, pairs.image[cpe_rows(pairs.label, pairs.iou, self.cpe_iou)])
+            rows, cut = self._rows("cpe", p, pairs.iou, pairs.label, b, self.cpe_tau, self.cpe_iou, self.cpe_weighting)
+            terms["cpe"] = _mean(rows, pairs.image[cpe_rows(pairs.label, pairs.iou, self.cpe_iou)], cut)
         if "triplet" in self.weights:
             rows = triplet_loss(z, pairs.label, self.triplet_margin, self.triplet_mining, back)
             terms["triplet"] = _mean(rows, pairs.image[triplet_rows(pairs.label, len(back))])
@@ -269,8 +287,12 @@ def _one_of(key: str, word: str, choices: Mapping | tuple) -> None:
         raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {word!r}.{did_you_mean(word, choices)}")
 
 
-def _mean(rows: Tensor, images: Tensor) -> Term:
-    return Term(rows.sum() / max(1, len(rows)), len(rows), rows.detach(), images)
+def _mean(rows: Tensor, images: Tensor, saturated: Tensor | None = None) -> Term:
+    return Term(rows.sum() / max(1, len(rows)), len(rows), rows.detach(), images, saturated)
+
+
+def _share(saturated: Tensor) -> Tensor:
+    return saturated.sum() / max(1, len(saturated))
 
 
 def _standard_branch(output: DualOutput, targets: Targets, class_ids: Tensor) -> Branch:

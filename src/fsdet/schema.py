@@ -112,6 +112,9 @@ class LossWeights(Section):
 class Loss(Section):
     weights: LossWeights = LossWeights()
     bbox: Literal["wiou_v3", "wiou_v2", "wiou_v1", "ciou"] = "ciou"
+    dfl: Literal["dfl", "clamped"] = "dfl"  # clamped: as older trainings had it, for comparison; kills gradients
+    supcon: Literal["supcon", "clamped"] = "supcon"
+    cpe: Literal["cpe", "clamped"] = "cpe"
     supcon_tau: Positive = 0.1
     cpe_tau: Positive = 0.2
     cpe_iou: Share = 0.7  # phi: proposals with a lower IoU are not anchors of CPE

@@ -203,6 +203,7 @@ class LossReport:
     normaliser: scalar > 0, what dense losses were divided by; accumulation weighs micro-batches with it.
     row_values, row_images: {name: [rows]} detached per-row values and the index into image_ids each row belongs to.
     probe_at: tensors (the head's inputs) to which the per-loss probe differentiates.
+    saturated: {name: scalar}, the share of rows that a clamped loss does not learn from; no other loss is named.
     """
 
     total: Tensor
@@ -215,6 +216,7 @@ class LossReport:
     row_images: Mapping[str, Tensor] = field(default_factory=dict)
     probe_at: tuple[Tensor, ...] = ()
     image_ids: tuple[str, ...] = ()
+    saturated: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 OUTCOMES = ("committed", "amp_backoff", "bad_input", "bad_loss", "bad_grad", "no_grad")

@@ -49,6 +49,12 @@ def test_the_angle_term_alone():
     assert loss.item() == pytest.approx(2 / 3 + v * v / (2 / 3 + v), rel=1e-3)
 
 
+def test_starts_near_one_where_little_overlaps():
+    """Boxes of 15 strides of 8 px about the anchor, as uniform bins decode to, against objects of 20 px in them."""
+    pred, target = torch.tensor([[0.0, 0.0, 120.0, 120.0]]), torch.tensor([[50.0, 55.0, 70.0, 75.0]])
+    assert ciou_loss(pred, target).item() == pytest.approx(1 - 1 / 36, abs=0.01)
+
+
 def test_a_perfect_box_costs_nothing():
     pred, _ = pairs()
     torch.testing.assert_close(ciou_loss(pred, pred), torch.zeros(len(pred)), rtol=0, atol=1e-5)

@@ -9,28 +9,13 @@ import torch
 from fsdet.errors import ConfigError, ShapeError
 from fsdet.losses.cpe import cpe_loss, cpe_rows
 from fsdet.losses.supcon import supcon_loss
-
-G = {"one": lambda u: 1.0, "linear": lambda u: u, "exp": lambda u: math.exp(u) - 1}
+from losses.definitions import cpe as fsce
 
 
 def batch(n=24, width=8, background=6, seed=0):
     g = torch.Generator().manual_seed(seed)
     x, b = torch.randn(n, width, generator=g), torch.randn(background, width, generator=g)
     return x, 0.4 + 0.6 * torch.rand(n, generator=g), torch.randint(4, (n,), generator=g), b
-
-
-def fsce(x, iou, labels, background, tau, phi, weighting):
-    z = torch.cat((x, background)).double()
-    z, n, out = z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt(), len(x), []
-    for i in range(n):
-        positives = [p for p in range(n) if p != i and labels[p] == labels[i]]
-        if labels[i] < 0 or not positives or iou[i] < phi:
-            continue
-        rest = [a for a in range(len(z)) if a != i and (a >= n or labels[a] >= 0)]
-        log_sum = torch.stack([z[i] @ z[a] / tau for a in rest]).logsumexp(0)
-        term = -sum(z[i] @ z[p] / tau - log_sum for p in positives) / len(positives)
-        out.append(G[weighting](float(iou[i])) * term)
-    return torch.stack(out)
 
 
 @pytest.mark.parametrize("weighting", ["one", "linear", "exp"])

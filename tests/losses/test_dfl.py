@@ -9,17 +9,9 @@ from ultralytics.utils.loss import DFLoss
 
 from fsdet.errors import ShapeError
 from fsdet.losses.dfl import dfl_loss
+from losses.definitions import dfl as eq6
 
 R = 16
-
-
-def eq6(logits, distance):
-    """The paper's formula, one side at a time, in float64."""
-    out = []
-    for row, d in zip(logits.double().reshape(-1, R), distance.double().flatten().tolist(), strict=True):
-        p, i = row.log_softmax(0), min(math.floor(d), R - 2)
-        out.append(-((1 - d + i) * p[i] + (d - i) * p[i + 1]))
-    return torch.stack(out).reshape(-1, 4).mean(-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -9,29 +9,12 @@ from pytorch_metric_learning.losses import SupConLoss
 
 from fsdet.errors import ShapeError
 from fsdet.losses.supcon import rows_with_positive, supcon_loss, unit
+from losses.definitions import supcon as eq2
 
 
 def batch(n=40, width=16, classes=5, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, width, generator=g), torch.randint(classes, (n,), generator=g)
-
-
-def normalised(x):
-    """As `unit` defines it, in float64."""
-    x = x.double()
-    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def eq2(x, labels, tau):
-    """The paper's double loop."""
-    z, out = normalised(x), []
-    for i in range(len(z)):
-        positives = [p for p in range(len(z)) if p != i and labels[p] == labels[i]]
-        if labels[i] >= 0 and positives:
-            others = [a for a in range(len(z)) if a != i and labels[a] >= 0]
-            log_sum = torch.stack([z[i] @ z[a] / tau for a in others]).logsumexp(0)
-            out.append(-sum(z[i] @ z[p] / tau - log_sum for p in positives) / len(positives))
-    return torch.stack(out)
 
 
 @pytest.mark.parametrize("tau", [0.07, 0.1, 0.5])
@@ -106,6 +89,14 @@ def test_own_gradient_is_at_most_two_over_tau():
     for row, value in zip(rows_with_positive(labels), supcon_loss(x, labels, 0.07), strict=True):
         (g,) = torch.autograd.grad(value, x, retain_graph=True)
         assert g[row].norm() <= 2 / 0.07
+
+
+def test_the_normalisation_is_part_of_the_gradient():
+    """Only a row's direction counts, so its gradient is at right angles to it; a detached norm leaves a part along."""
+    x, labels = batch(12)
+    (got,) = torch.autograd.grad(supcon_loss(x.requires_grad_(), labels).sum(), x)
+    along = (got * x).sum(-1) / (got.norm(dim=-1) * x.norm(dim=-1))
+    assert got.norm() > 0.1 and along.abs().max() < 1e-3
 
 
 def test_unit_is_bounded_at_the_zero_vector():

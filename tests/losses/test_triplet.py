@@ -8,6 +8,7 @@ from pytorch_metric_learning.miners import BatchHardMiner
 
 from fsdet.errors import ConfigError, ShapeError
 from fsdet.losses.triplet import triplet_loss, triplet_rows
+from losses.definitions import triplet as loop
 
 
 def batch(n=40, width=8, classes=5, background=0, seed=0):
@@ -17,27 +18,6 @@ def batch(n=40, width=8, classes=5, background=0, seed=0):
         torch.randint(classes, (n,), generator=g),
         torch.randn(background, width, generator=g),
     )
-
-
-def loop(x, labels, margin, mining, background):
-    """Every pair written out in float64."""
-    z = torch.cat((x, background)).double()
-    z = z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt()
-    label, out = labels.tolist() + [None] * len(background), []
-    for i in range(len(x)):
-        if label[i] < 0:
-            continue
-        d = {j: 2 - 2 * z[i] @ z[j] for j in range(len(z)) if j != i and label[j] != -1}
-        positives, negatives = [d[j] for j in d if label[j] == label[i]], [d[j] for j in d if label[j] != label[i]]
-        if not positives or not negatives:
-            continue
-        far = max(positives)
-        near = min(negatives)
-        if mining == "semi_hard":
-            beyond = [n for n in negatives if n > far]
-            near = min(beyond) if beyond else max(negatives)
-        out.append((far - near + margin).clamp(min=0))
-    return torch.stack(out)
 
 
 @pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])
@@ -107,6 +87,16 @@ def test_a_negative_never_carries_the_anchors_label():
     mixed = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     for mining in ("batch_hard", "semi_hard"):
         assert (triplet_loss(x[mixed], labels[mixed], 0.3, mining) == 0).all()
+
+
+@pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])
+def test_shuffled_rows_cost_what_they_did_each_by_its_own_label(mining):
+    x, labels, back = batch(background=3)
+    rows, order = triplet_rows(labels, 3), torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    want = dict(zip(rows.tolist(), triplet_loss(x, labels, 0.3, mining, back).tolist(), strict=True))
+    mixed = triplet_rows(labels[order], 3)
+    got = triplet_loss(x[order], labels[order], 0.3, mining, back).tolist()
+    assert dict(zip(order[mixed].tolist(), got, strict=True)) == pytest.approx(want, abs=1e-5)
 
 
 def test_close_rows_keep_their_exact_distance():

@@ -8,6 +8,7 @@ import torch
 
 from fsdet.errors import ShapeError
 from fsdet.losses.wiou import focusing, wiou_loss
+from losses.definitions import wiou as paper
 
 POINT, UNIT, FAR = [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 1.0, 1.0], [1e6, 1e6, 1e6 + 9, 1e6 + 7]
 
@@ -16,23 +17,6 @@ def pairs(n=64, seed=0):
     g = torch.Generator().manual_seed(seed)
     corner = 200 + 60 * torch.rand(2, n, 2, generator=g)
     return torch.cat((corner, corner + 8 + 90 * torch.rand(2, n, 2, generator=g)), -1).unbind(0)
-
-
-def paper(pred, target, mean, version):
-    """Eq. 6 to 12, one box at a time, in Python floats; the constants of a row, for a gradient through autograd."""
-    out = []
-    for p, t in zip(pred, target, strict=True):
-        w = torch.minimum(p[2], t[2]) - torch.maximum(p[0], t[0])
-        h = torch.minimum(p[3], t[3]) - torch.maximum(p[1], t[1])
-        inter = w.clamp(min=0) * h.clamp(min=0)
-        miss = 1 - inter / ((p[2] - p[0]) * (p[3] - p[1]) + (t[2] - t[0]) * (t[3] - t[1]) - inter)
-        wc = (torch.maximum(p[2], t[2]) - torch.minimum(p[0], t[0])).item()
-        hc = (torch.maximum(p[3], t[3]) - torch.minimum(p[1], t[1])).item()
-        square = ((p[0] + p[2] - t[0] - t[2]) ** 2 + (p[1] + p[3] - t[1] - t[3]) ** 2) / 4
-        beta = miss.item() / mean
-        r = {1: 1.0, 2: beta**0.5, 3: beta / (3 * 1.9 ** (beta - 3))}[version]
-        out.append(r * torch.exp(square / (wc**2 + hc**2)) * miss)
-    return torch.stack(out)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -74,7 +58,13 @@ def test_degenerate_boxes_and_means_are_finite_in_value_and_gradient(pred, mean,
         assert loss.isfinite().all() and loss.item() >= 0 and p.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("version", "r"), [(1, 1.0), (3, 1.32)])
+def test_attention_stays_below_e_even_where_corners_are_swapped():
+    """Such a pair has an enclosing box smaller than the distance of its centres."""
+    loss = wiou_loss(torch.tensor([[90.0, 90.0, 1.0, 1.0]]), torch.tensor([UNIT]), 1.0, version=1)
+    assert loss.item() <= math.e + 1e-6
+
+
+@pytest.mark.parametrize(("version", "r"), [(1, 1.0), (2, math.sqrt(2)), (3, 1.32)])  # of mean .5: beta <= 2
 def test_gradient_is_bounded_as_promised(version, r):
     pred, target = pairs(4000, seed=2)
     shrink = 10 ** -(5 * torch.rand(4000, 1, generator=torch.Generator().manual_seed(3)))

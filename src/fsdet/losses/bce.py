@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsdet.errors import ShapeError
+from fsdet.floats import widen
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -20,7 +21,8 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape != target.shape:
         raise ShapeError(f"bce_loss expects equal shapes, got {list(logits.shape)} and {list(target.shape)}")
-    return F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none").sum(-1)
+    z = widen(logits)
+    return F.binary_cross_entropy_with_logits(z, target.to(z.dtype), reduction="none").sum(-1)
 
 
 def bce_at(
@@ -28,7 +30,7 @@ def bce_at(
 ) -> Tensor:
     """`bce_loss` where the target is 0 but for `weight` at (image, anchor, column): no dense target is built.
 
-    Uses  bce(z, t) = softplus(z) - t z.
+    Uses  bce(z, 0) = softplus(z).
 
     Args:
         logits: [B, A, C]. image, anchor, column, weight: [P]; an (image, anchor) occurs at most once.
@@ -41,13 +43,9 @@ def bce_at(
             f"bce_at expects logits [B, A, C] and known [B, C], "
             f"got {list(logits.shape)} and {None if known is None else list(known.shape)}"
         )
-    z = logits.float()
+    z = widen(logits)
+    own = F.binary_cross_entropy_with_logits(z[image, anchor, column], weight.to(z.dtype), reduction="none")
     cost = F.softplus(z)
-    at = z[image, anchor, column]
-    change = -weight * at
-    if known is None:
-        rows = cost.sum(-1)
-    else:
-        rows = (cost @ known.float().unsqueeze(-1)).squeeze(-1)
-        change = change + (~known[image, column]) * F.softplus(at)
-    return rows.index_put((image, anchor), change, accumulate=True)
+    cost[image, anchor, column] = 0  # not cost - weight z afterwards: at 1e4 that loses every other column's digits
+    rows = cost.sum(-1) if known is None else (cost @ known.to(cost.dtype).unsqueeze(-1)).squeeze(-1)
+    return rows.index_put((image, anchor), own, accumulate=True)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import ConfigError, ShapeError, did_you_mean
-from fsdet.losses.supcon import check_rows, contrast, rows_with_positive, unit
+from fsdet.floats import widen
+from fsdet.losses.supcon import contrast, known_rows, rows_with_positive, unit
 
 WEIGHTINGS = {"one": torch.ones_like, "linear": torch.clone, "exp": torch.expm1}
 
@@ -14,6 +15,25 @@ def cpe_rows(labels: Tensor, iou: Tensor, phi: float) -> Tensor:
     """Indices [K] of the anchors of CPE: rows that have a positive and overlap their box by at least phi."""
     rows = rows_with_positive(labels)
     return rows[iou[rows] >= phi]
+
+
+def cpe_parts(
+    name: str, embeddings: Tensor, iou: Tensor, labels: Tensor, background: Tensor | None, phi: float, weighting: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """f(u) [K], then what `contrast` takes: unit rows, their labels, the anchors [K] and unit background; checked."""
+    background = embeddings[:0] if background is None else background
+    if iou.shape != labels.shape or background.shape[1:] != embeddings.shape[1:]:
+        raise ShapeError(
+            f"{name} expects iou {list(labels.shape)} and background [M, {embeddings.shape[1]}], "
+            f"got {list(iou.shape)} and {list(background.shape)}"
+        )
+    if weighting not in WEIGHTINGS:
+        hint = did_you_mean(weighting, WEIGHTINGS)
+        raise ConfigError(f"loss.cpe_weighting: expected one of {list(WEIGHTINGS)}, got {weighting!r}.{hint}")
+    u = widen(iou[labels >= 0].detach())
+    z, labels = known_rows(name, embeddings, labels)
+    rows = cpe_rows(labels, u, phi)
+    return WEIGHTINGS[weighting](u[rows]), z, labels, rows, unit(background)
 
 
 def cpe_loss(
@@ -35,22 +55,10 @@ def cpe_loss(
         labels: [N]; rows labelled -1 take no part.
         background: [M, D] projected background proposals: in every denominator, never an anchor.
     Returns:
-        [K] float32, one value for each row of `cpe_rows(labels, iou, phi)`. Identical rows: g(u) ln(N + M - 1).
+        [K] float32, one value for each row of `cpe_rows(labels, iou, phi)`. At init, rows alike: g(u) ln(N + M - 1).
         |dL_i/dz_i| <= 2 g(u) / tau. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes fit. ConfigError: unknown weighting.
     """
-    check_rows("cpe_loss", embeddings, labels)
-    background = embeddings[:0] if background is None else background
-    if iou.shape != labels.shape or background.shape[1:] != embeddings.shape[1:]:
-        raise ShapeError(
-            f"cpe_loss expects iou {list(labels.shape)} and background [M, {embeddings.shape[1]}], "
-            f"got {list(iou.shape)} and {list(background.shape)}"
-        )
-    if weighting not in WEIGHTINGS:
-        hint = did_you_mean(weighting, WEIGHTINGS)
-        raise ConfigError(f"loss.cpe_weighting: expected one of {list(WEIGHTINGS)}, got {weighting!r}.{hint}")
-    kept = (labels >= 0).nonzero().squeeze(-1)
-    labels, u = labels[kept], iou[kept].detach().float()
-    rows = cpe_rows(labels, u, phi)
-    return WEIGHTINGS[weighting](u[rows]) * contrast(unit(embeddings[kept]), labels, rows, unit(background), tau)
+    weight, *parts = cpe_parts("cpe_loss", embeddings, iou, labels, background, phi, weighting)
+    return weight * contrast(*parts, tau)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsdet.errors import ShapeError
+from fsdet.floats import widen
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
@@ -23,7 +24,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float 
     """
     if logits.shape != target.shape:
         raise ShapeError(f"focal_loss expects equal shapes, got {list(logits.shape)} and {list(target.shape)}")
-    z, t = logits.float(), target.float()
+    z, t = widen(logits), widen(target)
     right = z * (2 * t - 1)
     loss = (gamma * F.logsigmoid(-right)).exp() * -F.logsigmoid(right)
     if alpha is not None:

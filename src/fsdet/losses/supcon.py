@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import ShapeError
+from fsdet.floats import widen
 
 
 def unit(x: Tensor) -> Tensor:
-    """[..., D] rows of length 1 in float32; x rsqrt(x.x + 1e-6), whose gradient at the zero vector is at most 1e3."""
-    x = x.float()
+    """[..., D] rows of length 1 in float32: x rsqrt(x.x + 1e-6), whose gradient at the zero vector is at most 1e3."""
+    x = widen(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
@@ -25,6 +26,13 @@ def check_rows(name: str, embeddings: Tensor, labels: Tensor) -> None:
         raise ShapeError(
             f"{name} expects embeddings [N, D] and labels [N], got {list(embeddings.shape)} and {list(labels.shape)}"
         )
+
+
+def known_rows(name: str, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows [n, D] and labels [n] of the rows that have a label (>= 0); checked."""
+    check_rows(name, embeddings, labels)
+    kept = (labels >= 0).nonzero().squeeze(-1)
+    return unit(embeddings[kept]), labels[kept]
 
 
 def contrast(z: Tensor, labels: Tensor, rows: Tensor, others: Tensor, tau: float) -> Tensor:
@@ -58,11 +66,9 @@ def supcon_loss(embeddings: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
         tau: temperature.
     Returns:
         [K] float32, one value for each row of `rows_with_positive(labels)`; may be empty, and is then connected.
-        Identical rows, as before training: ln(N - 1). |dL_i/dz_i| <= 2 / tau. NaN in, NaN out.
+        At init, rows alike: ln(N - 1). |dL_i/dz_i| <= 2 / tau. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes are [N, D] and [N].
     """
-    check_rows("supcon_loss", embeddings, labels)
-    kept = (labels >= 0).nonzero().squeeze(-1)
-    z, labels = unit(embeddings[kept]), labels[kept]
+    z, labels = known_rows("supcon_loss", embeddings, labels)
     return contrast(z, labels, rows_with_positive(labels), z[:0], tau)

@@ -54,7 +54,7 @@ def triplet_loss(
         background: [M, D] rows that are negatives of every row and anchors of none.
     Returns:
         [K] float32, one value for each row of `triplet_rows(labels, M)`, 0 where the margin holds; may be empty, and
-        is then connected. Identical rows: m. |dL_i/dz_i| <= 4. NaN in, NaN out.
+        is then connected. At init, rows alike: m. |dL_i/dz_i| <= 4. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes fit. ConfigError: unknown mining.
     """

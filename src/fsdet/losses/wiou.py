@@ -5,8 +5,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fsdet.boxes import EPS, closeness
+from fsdet.boxes import EPS
+from fsdet.errors import ShapeError
+from fsdet.floats import widen
 
 MEAN_FLOOR = 1e-3  # beta = L / mean stays below 1000
 
@@ -20,6 +23,45 @@ def focusing(beta: Tensor, version: int, *, alpha: float = 1.9, delta: float = 3
     return beta / delta * torch.exp2((delta - beta) * math.log2(alpha))
 
 
+class _Attended(torch.autograd.Function):
+    """Version 1 and 1 - IoU, with the slope of the former by hand: autograd takes five times as long over the corners.
+
+    pred, target: [P, 4] of one dtype. Where two sides coincide the slope is the mean of those on either hand.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = torch.stack(pred.unbind(1)), torch.stack(target.unbind(1))  # [4, P]: strided passes cost more
+        (low, high), (low_t, high_t), apart = a.split(2), b.split(2), a - b
+        side = torch.minimum(high, high_t) - torch.maximum(low, low_t)
+        touches = torch.sign(side).add_(1).clamp_(max=1)  # sides that only meet count: they can still grow
+        side, extent, extent_t = side.clamp_(min=0), (high - low).clamp_(min=0), (high_t - low_t).clamp_(min=0)
+        inter = side[0] * side[1]
+        union = extent[0] * extent[1] + (extent_t[0] * extent_t[1] + EPS) - inter
+        iou = inter / union
+        shift = (apart[:2] + apart[2:]) / 2
+        square = shift.square().sum(0)
+        cover = (torch.maximum(high, high_t) - torch.minimum(low, low_t)).square_().sum(0)
+        cover = (
+            cover.maximum(square) + EPS
+        )  # the exponent's mathematical maximum is 1; clamping it would kill its slope
+        attention, miss = (square / cover).exp_(), 1 - iou
+        # d IoU / d high = gain (1 + sign(target - high)) - cost, and alike for low with the other sign
+        gain = touches.mul_(side.flip(0)).mul_((1 + iou) / (2 * union))
+        change, pull = gain - extent.flip(0).mul_(iou / union), shift.mul_(miss / cover)
+        ways = torch.sign(apart)
+        slope = torch.cat(((pull + change).addcmul_(gain, ways[:2]), (pull - change).addcmul_(gain, ways[2:])))
+        ctx.save_for_backward(slope.mul_(attention))
+        ctx.mark_non_differentiable(miss)
+        return attention * miss, miss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return (slope * gradient).T, None
+
+
 def wiou_loss(pred: Tensor, target: Tensor, mean: Tensor | float = 1.0, version: int = 3) -> Tensor:
     """Overlap loss with a distance attention and, from version 2 on, a focus on boxes near the running mean.
 
@@ -27,18 +69,20 @@ def wiou_loss(pred: Tensor, target: Tensor, mean: Tensor | float = 1.0, version:
 
     Args:
         pred, target: [P, 4] xyxy px, any float dtype. d is the distance of the centres, Wc, Hc the enclosing box.
+            The target gets no gradient.
         mean: running mean of 1 - IoU over training; below 1e-3 it counts as 1e-3.
         version: 1, 2 or 3.
     Returns:
         [P] float32 >= 0. Disjoint boxes: e^(d^2/c^2) r <= e r. At init with mean 1 and little overlap about 1.2 (v3).
-        |dL/dcoordinate| <= 3 e r / (shorter side of the target); r <= 1.32 (v3). NaN in, NaN out.
+        |dL/dcoordinate| <= 3 e r / (shorter side of the target); r <= 1.32 (v3), sqrt beta (v2). NaN in, NaN out.
     Raises:
         ShapeError: unless both are [P, 4].
     """
-    iou, apart, cover = closeness(pred, target)
-    loss = 1 - iou
-    with torch.no_grad():
-        beta = loss / torch.as_tensor(mean, device=loss.device, dtype=torch.float32).clamp(min=MEAN_FLOOR)
-        weight = focusing(beta, version)
-    reach = (apart / (cover.detach() + EPS)).clamp(max=1)  # 1 is its mathematical maximum
-    return weight * reach.exp() * loss
+    if pred.shape != target.shape or pred.dim() != 2 or pred.shape[1] != 4:
+        raise ShapeError(f"wiou_loss expects two [P, 4] of boxes, got {list(pred.shape)} and {list(target.shape)}")
+    pred = widen(pred)
+    loss, miss = _Attended.apply(pred, target.detach().to(pred.dtype))
+    if version == 1:
+        return loss
+    beta = miss / torch.as_tensor(mean, device=miss.device, dtype=miss.dtype).clamp(min=MEAN_FLOOR)
+    return focusing(beta, version) * loss

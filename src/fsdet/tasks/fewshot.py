@@ -25,7 +25,8 @@ BBOX_AT_START = 0.72  # .53 to .93 on the drawn set and on chess, three backbone
 def loss_of(config: Config) -> MultiLoss:
     """The objective of a config."""
     loss = config.loss
-    return MultiLoss(loss.weights.model_dump(), bbox=loss.bbox, supcon_tau=loss.supcon_tau, cpe_tau=loss.cpe_tau,
+    return MultiLoss(loss.weights.model_dump(), bbox=loss.bbox, dfl=loss.dfl, supcon=loss.supcon, cpe=loss.cpe,
+                     supcon_tau=loss.supcon_tau, cpe_tau=loss.cpe_tau,
                      cpe_iou=loss.cpe_iou, cpe_weighting=loss.cpe_weighting, triplet_margin=loss.triplet_margin,
                      triplet_mining=loss.triplet_mining, pair_rows=loss.pair_rows, mode=config.stage.mode,
                      share=loss.share)  # fmt: skip
