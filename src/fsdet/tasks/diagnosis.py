@@ -28,7 +28,7 @@ STILL = 0.02  # share of its first value by which a loss moved: not learning
 LEARNT = 0.8  # of its first value that a box loss fell to: it does learn
 NOTHING = 0.02  # a box loss, raw, that asks for nothing
 CONSTANT = 1e-4  # relative spread of a loss whose gradient is dead
-BLIND = 0.02  # validation AP50 of a detector that finds nothing
+BLIND = 0.05  # validation AP50 of a detector that finds nothing
 BLIND_TIMES = 4  # validations, all blind, before that says anything
 STEADY = 1.2  # training loss after a validation drop over the one before: the training did not notice
 NAMED = 4  # images named
@@ -167,7 +167,7 @@ def rejections(run: Run) -> Iterable[Finding]:
     if counts.keys() == {"no_grad"}:
         yield Finding("nothing_trains", "no parameter that trains receives a gradient", why,
                       ("look at stage.freeze: a part that a loss reaches has to train",
-                       "set a loss weight above 0"))  # fmt: skip
+                       "set a loss weight above 0"), ("frozen_head",))  # fmt: skip
     elif run.fp16 and counts["bad_loss"] and _only_in_half(run):
         yield Finding("fp16_overflow", "activations are too large for half precision", why,
                       ("set run.precision=bf16, or fp32 where the device has no bf16",
@@ -220,6 +220,16 @@ def _too_fast(run: Run, why: str) -> Finding:
 
 
 def _later(run: Run, why: str) -> Finding:
+    if run.broke and run.rejected[0]["epoch"] <= 1:
+        return Finding(
+            "nan_in_epoch_1",
+            "it broke in the first epoch, and nothing that was logged before had grown",
+            why,
+            (*_slower(run), "lengthen optim.warmup_epochs",
+             "if it breaks at the same place then, it is the data or a loss: `fsdet probe --incident DIR` names it",
+             "log.every=1 shows the last steps before it"),
+            SYMPTOMS,
+        )  # fmt: skip
     if run.broke:
         return Finding(
             "nan_late",
@@ -293,14 +303,16 @@ def _incident(path: Path) -> Row:
 
 
 def _was_coming(run: Run) -> bool:
-    """Losses or norms grew in the last logged steps before the first rejection, or the run had hardly begun."""
+    """Losses or norms grew in the last logged steps before the first rejection, or raised a flag."""
     first = run.rejected[0]
     before = [row for row in run.committed if row["batch"] < first["batch"]]
     if not before:
         return False
     usual = {key: median(row[key] for row in before) for key in ("total", "grad_l2_preclip")}
     grown = any(row[key] > GREW * value for row in before[-2:] for key, value in usual.items())
-    return grown or (first["epoch"] <= 1 and run.broke) or bool(_explosions(run, before))
+    flags = run.history.flags()
+    told = [row for name in ("norm_warning", "norm_explosion", "loss_jump") for row in flags.get(name, [])]
+    return grown or any(row["batch"] >= before[-1]["batch"] for row in told) or bool(_explosions(run, before))
 
 
 def _explosions(run: Run, rows: Sequence[Row]) -> list[Row]:
