@@ -196,12 +196,13 @@ def input_block(window: Sequence[Any]) -> str:
 
 
 def _contents(values: torch.Tensor) -> str:
-    """Range, and how many are not finite or suspiciously large for an image in [0, 1]; boxes are in px."""
+    """Range, how many are not finite, and of pixels how many are too large for an image in [0, 1]."""
     values = values.detach().float()
     sound = values[values.isfinite()]
     low, high, mean = (sound.min(), sound.max(), sound.mean()) if sound.numel() else (math.nan,) * 3
-    large, bad = int((sound.abs() > LARGE_INPUT).sum()), (int(values.isnan().sum()), int(values.isinf().sum()))
-    return f"min={low:.4g}, max={high:.4g}, mean={mean:.4g}, |x| > {LARGE_INPUT}: {large}, NaN: {bad[0]}, inf: {bad[1]}"
+    large = f"|x| > {LARGE_INPUT}: {int((sound.abs() > LARGE_INPUT).sum())}, " if values.ndim > 2 else ""
+    wrong = f"NaN: {int(values.isnan().sum())}, inf: {int(values.isinf().sum())}"
+    return f"min={low:.4g}, max={high:.4g}, mean={mean:.4g}, {large}{wrong}"
 
 
 def cut_rows(path: Path, batch: int) -> None:

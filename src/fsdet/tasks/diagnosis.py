@@ -435,7 +435,7 @@ def dead_gradient(run: Run) -> Iterable[Finding]:
             f"{word}; raw {values[0]:.5g} at first, {values[-1]:.5g} at last" if values else word,
             ("take out clamps on probabilities or on the loss: log_softmax is bounded by itself",
              "look for detach(), no_grad and frozen parts on its way: `fsdet probe CONFIG` shows the norm per loss"),
-            (f"{name}_high", "first_loss", "label_slip"),
+            SYMPTOMS,
         )  # fmt: skip
 
 
