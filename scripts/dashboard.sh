@@ -8,4 +8,5 @@ folder="${1:-$ROOT/checkpoints}"
 newest="$(find "$folder" -name 'run-*.wandb' -type f -exec ls -t {} + 2>/dev/null | head -n 1 || true)"
 [ -n "$newest" ] || _fail "$folder: expected a W&B log, found none. Next: train with log.wandb.mode=offline" \
     "(results.csv and results.png are in every run folder)"
+_say "in it: / filters curves (train_step/.*loss, grad, val), h is help, q leaves"
 exec "$PY" -m wandb leet "$(dirname "$newest")"

@@ -150,6 +150,7 @@ def translate(argv: Sequence[str], stage: int | None = None, prog: str = "script
         request.overrides.append(f"data.path={data_path(*roots)}")
     request.overrides = [_placed(text) for text in [*request.overrides, *bare]]
     _lower_min_lr(args, request)
+    _tell_muon(args, request)
     return request
 
 
@@ -167,6 +168,20 @@ def _lower_min_lr(args: argparse.Namespace, request: Request) -> None:
     if lr < lowest:
         request.overrides.append(f"optim.min_lr={lr / 100:g}")
         request.notes.append(f"optim.min_lr is {lowest:g} in {source.name}: lowered to {lr / 100:g} for --lr {args.lr}")
+
+
+def _tell_muon(args: argparse.Namespace, request: Request) -> None:
+    """Under Muon --lr leaves most of the network alone: kernels have a rate of their own."""
+    source = request.config or default_config(request)
+    named = any(text.startswith(("optim.name=", "optim.muon_lr=")) for text in request.overrides)
+    if args.lr is None or named or not source.is_file():
+        return
+    optim = configs.load(source).optim
+    if optim.name == "muon":
+        request.notes.append(
+            f"{source.name} trains with Muon: --lr is the rate of biases, norms and matrices, "
+            f"kernels keep optim.muon_lr={optim.muon_lr:g}; optim.name=adamw gives --lr its old meaning"
+        )
 
 
 def from_here(path: str, made: bool = False) -> str:

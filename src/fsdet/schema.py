@@ -163,7 +163,9 @@ class Guard(Section):
     clip_ratio: Positive = 100.0
     clipped_share: Share = 0.5
     loss_jump: Positive = 2.0
-    dfl_high: Positive = 5.0
+    dfl_high: Positive = 5.0  # mean over sides; ln 16 = 2.77 knows nothing
+    first_loss: Annotated[Float, Field(gt=1)] = 2.0  # factor between the first loss and its expected value
+    validation_drop: Share = 0.5  # of the best validation, lost from one evaluation to the next
 
 
 class Save(Section):

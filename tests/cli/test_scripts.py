@@ -56,7 +56,14 @@ def test_a_rate_below_the_lowest_of_the_configuration_takes_it_along_and_says_so
     assert (got.optim.lr, got.optim.min_lr) == (lowest / 2, pytest.approx(lowest / 200))
     assert "lowered" in request.notes[0]
     got, request = flags(f"--lr {2 * lowest}")
-    assert got.optim.min_lr == lowest and request.notes == []
+    assert got.optim.min_lr == lowest and not any("lowered" in note for note in request.notes)
+
+
+def test_a_rate_that_leaves_muons_kernels_alone_says_so(flags):
+    assert config.load(DEMO_2).optim.name == "muon"
+    assert any("kernels keep optim.muon_lr=0.015" in note for note in flags("--lr 1e-4")[1].notes)
+    for line in ("--lr 1e-4 optim.name=adamw", "--n_way 4"):
+        assert not any("Muon" in note for note in flags(line)[1].notes)
 
 
 ALL = {

@@ -10,6 +10,8 @@ import time
 import warnings
 
 import pytest
+import torch
+from PIL import Image
 
 from engine.test_guard import report
 from engine.test_step import spoiled
@@ -18,7 +20,7 @@ from engine.toy import ToyTask, trainer
 from fsdet.config import Log, Wandb
 from fsdet.engine import runlog
 from fsdet.engine.guard import Flag
-from fsdet.engine.records import Records, cut_rows
+from fsdet.engine.records import Records, cut_rows, input_block
 from fsdet.engine.runlog import AXIS, RunLog, step_values
 
 WANDB_KEYS = {
@@ -41,9 +43,36 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("words, count", [("NaN/Inf gradient", 0), ("Skipping optimizer step", 0), ("bbox_loss:", 10),
                                           ("Total Loss:", 10), ("Total Grad Norm:", 10), ("Norm after clip", 10),
-                                          ("Gradient Norms:", 1), ("Loss Components:", 10)])  # fmt: skip
+                                          ("Gradient Norms:", 1), ("Loss Components:", 1),
+                                          ("Input check:", 1)])  # fmt: skip
 def test_the_log_answers_the_greps(run, words, count):
     assert sum(words in line for line in (run / "training_debug.log").read_text().splitlines()) == count
+
+
+def test_the_debug_blocks_come_at_the_first_step_and_every_fifty_and_agree_with_the_row(tmp_path):
+    task = ToyTask(batches_per_epoch=60)
+    options = Log(every=100, debug=True)
+    trainer(task, tmp_path / "r", log=options, changes={"epochs": 1, "clip_norm": 0.5}).fit()
+    text = (tmp_path / "r/training_debug.log").read_text()
+    for words in ("Input check:", "Gradient Norms:", "Loss Components:"):
+        places = [line.split(words)[0] for line in text.splitlines() if words in line]
+        assert places == ["step 1 ", "step 51 "], words
+    (row,) = rows(tmp_path / "r", "step")
+    block = text[text.index("Gradient Norms:") :].splitlines()
+    assert float(block[1].removeprefix("  total: ")) == pytest.approx(row["grad_l2_preclip"], rel=1e-5)
+    norms = [float(line.split(": ")[1]) for line in block[2:6]]
+    assert norms == sorted(norms, reverse=True) and norms[0] < row["grad_l2_preclip"]
+    parts = text[text.index("Loss Components:") :].splitlines()
+    assert parts[1] == f"  total: {row['total']:.6f}"
+    assert parts[2] == f"    bbox: raw {row['raw']['bbox']:.6f}, weighted {row['weighted']['bbox']:.6f}"
+
+
+def test_the_input_check_counts_what_is_no_pixel():
+    batch = ToyTask().batch(0)
+    batch.pixels.view(-1)[:6] = torch.tensor([math.nan, math.inf, -math.inf, 11.0, -12.0, 9.0])
+    answer, pixels = input_block([batch]).splitlines()[1:]
+    assert "0.pixels [4, 3, 8, 8]: min=-12, max=11" in pixels and "0.answer [4]" in answer
+    assert pixels.endswith("|x| > 10: 2, NaN: 1, inf: 2") and "|x|" not in answer
 
 
 def test_the_norm_after_clip_never_exceeds_the_threshold_and_the_one_before_does(run):
@@ -76,8 +105,63 @@ def test_tensorboard_reads_it_back(run):
 
         events = EventAccumulator(str(run / "tensorboard"))
         events.Reload()
-    assert [e.step for e in events.Scalars("train_step/total_loss")] == list(range(1, 11))
     assert len(events.Scalars("val/score")) == 2
+    logged = rows(run, "step")
+    figures = {"train_step/total_loss": "total", "train_step/grad_norm": "grad_l2_preclip",
+               "train_step/grad_l2_postclip": "grad_l2_postclip", "train_step/clip_ratio": "clip_ratio"}  # fmt: skip
+    for key, name in figures.items():
+        assert [(e.step, e.value) for e in events.Scalars(key)] == [
+            (row["step"], pytest.approx(row[name], rel=1e-6)) for row in logged
+        ]
+    for group in ("raw", "weighted"):
+        key = {"raw": "train_step/{}_loss", "weighted": "train_step/weighted/{}"}[group]
+        for name in ("bbox", "cls"):
+            assert [e.value for e in events.Scalars(key.format(name))] == pytest.approx(
+                [row[group][name] for row in logged], rel=1e-6
+            )
+
+
+def pictures(folder):
+    """A sheet, and the list of its images beside it."""
+    photo = Image.new("RGB", (40, 20), "red")
+    turned = photo.getexif()
+    turned[0x0112] = 6  # to be seen a quarter turn to the right
+    photo.save(folder / "photo.jpg", exif=turned)
+    sheet = folder / "step_000007.jpg"
+    Image.new("RGB", (60, 30)).save(sheet)
+    entry = {"path": str(folder / "photo.jpg"), "true": [[1, 2, 9, 12, 0]], "found": [[1, 2, 8, 11, 1, 0.75]]}
+    sheet.with_suffix(".json").write_text(json.dumps({"step": 7, "names": ["cat", "dog"], "images": [entry]}))
+    return sheet
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_and_alerts_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, Log(tensorboard=True), {}) as log:
+        log.flag(Flag("dfl_high", "too high"), 7, 1, 7)
+        log.pictures([pictures(tmp_path)], 7)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("media/episodes")
+    assert (image.step, image.width, image.height) == (7, 60, 30)
+    assert events.Tensors("alerts/dfl_high/text_summary")[0].tensor_proto.string_val == [b"too high"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensorboard_that_breaks_goes_silent(tmp_path, monkeypatch, caplog):
+    log = RunLog(tmp_path, Log(tensorboard=True), {})
+
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    for name in ("add_scalar", "add_text", "add_image"):
+        monkeypatch.setattr(log.sinks[0].writer, name, full)
+    with log:
+        log.flag(Flag("dfl_high", "too high"), 1, 1, 1)
+        log.step(report(), 1, 1, 10.0, {"committed": 1})
+        log.pictures([pictures(tmp_path)], 1)
+    assert caplog.text.count("TensorBoard stopped working (no space left on device)") == 1
 
 
 def test_the_keys_of_a_step_are_the_ones_people_look_for():
@@ -126,7 +210,15 @@ def test_an_offline_wandb_run_reads_back_with_its_keys(tmp_path):
         log.step(report("bad_loss", norm=math.nan, total=math.nan, dfl=math.nan), 1, 2, 10.0, {"bad_loss": 1})
         log.flag(Flag("dfl_high", "too high"), 1, 1, 1)
         log.evaluation({"val/base/AP50": 0.5}, 1, 1.0, 1)
+        log.pictures([pictures(tmp_path)], 1)
     text = inspected(tmp_path)
+    media = next(tmp_path.glob("wandb/offline-run-*/files/media"))
+    (photo,) = (media / "images/media").glob("validation*.jpg")
+    assert Image.open(photo).size == (20, 40), "upright"
+    boxes = [json.loads(path.read_text()) for path in (media / "metadata/boxes2D").rglob("*.json")]
+    assert {box["box_caption"] for found in boxes for box in found["box_data"]} == {"cat", "dog 0.75"}
+    assert boxes[0]["box_data"][0]["position"]["minX"] == 1 and list((media / "images/media").glob("episodes*"))
+    assert '"alert"' in text and "dfl_high" in text
     for key in (*WANDB_KEYS, "val/base/AP50", "health/bad_loss_total"):
         assert key in text, key
     assert "NaN" not in text

@@ -3,6 +3,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -314,6 +315,16 @@ def test_the_debug_log_has_the_gradient_block_and_components(tmp_path):
     log = (tmp_path / "r/training_debug.log").read_text()
     block = log[log.index("Gradient Norms:") :].splitlines()
     assert block[1].startswith("  total: ") and "head." in "".join(block[2:6]) and "Loss Components:" in log
+
+
+def test_a_state_that_cannot_be_saved_does_not_hide_why_the_run_ended(tmp_path):
+    task = ToyTask()
+    with torch.no_grad():
+        task.model.head.bias.fill_(math.nan)
+    with pytest.raises(RunFailed, match="steps in a row were rejected") as failed:
+        trainer(task, tmp_path / "r", guard=Guard(max_rejected_in_row=3)).fit()
+    told = str(failed.value)
+    assert "could not be saved: NaN or inf in model.head.bias" in told and f"doctor {tmp_path / 'r'}" in told
 
 
 def test_evaluating_more_often_does_not_change_what_is_learned(tmp_path):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The sheets of a validation: what is dashed as truth is what was looked for."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from fsdet.data.sources import load
@@ -46,4 +49,9 @@ def test_without_supports_every_base_class_is_dashed(best, settings, monkeypatch
     validator, supports, queries, title = drawn(best, settings, monkeypatch, tmp_path, f"stage.name={stage}")
     assert not supports and title.endswith("dashed: truth")
     assert [q.truth.tolist() for q in queries] == truths(validator, set(validator.base))
+    listed = json.loads((tmp_path / "step_000007.json").read_text())
+    assert [[row[:4] for row in image["true"]] for image in listed["images"]] == truths(validator, set(validator.base))
+    assert [len(image["found"]) for image in listed["images"]] == [len(q.boxes) for q in queries]
+    assert all(Path(image["path"]).is_file() for image in listed["images"])
+    assert listed["names"] == list(validator.data.names)
     assert all(c < len(validator.base) for r in validator.store.records for c in r.labels.tolist())

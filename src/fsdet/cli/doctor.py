@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Example: fsdet doctor checkpoints/stage2
-Red flags, rejected steps and what to do about them, from the run's own files."""
+What went wrong in a run and what to change, from its own files; the run may be under way, finished or killed."""
 
 import argparse
-import json
-from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fsdet.cli._history import History, Row, read_history
+if TYPE_CHECKING:
+    from fsdet.engine.history import History
 
 SHOWN = 5  # incidents listed
+QUIET = 120.0  # seconds without a new row after which a run that did not finish is taken for dead
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -20,72 +21,49 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis."""
+    from fsdet.engine.history import read_history
+    from fsdet.tasks.diagnosis import diagnose
+
     history = read_history(args.run)
-    parts = [_start(history), _rejections(history), _flags(history)]
-    lines = [line for part in parts for line in part] or [
-        f"{args.run}: {history.last_step} steps, none rejected, no red flag"
-    ]
-    print("\n".join([*lines, *_calibration(history)]))
+    result = diagnose(history)
+    lines = [_state(history, bool(result.findings))]
+    lines += [f"\n{finding}" for finding in result.findings]
+    if result.findings:
+        lines += [*_incidents(history), *_flags(history)]
+    print("\n".join([*lines, *result.remarks]))
     return 0
 
 
-def _start(history: History) -> list[str]:
-    """Losses that were not finite on the first probed batch."""
-    first = history.rows.get("probe", [])[:1]
-    bad = [
-        r["name"] for r in history.rows.get("probe", []) if first and r["step"] == first[0]["step"] and not r["finite"]
-    ]
-    return [f"not finite on the first batch: {', '.join(bad)}"] if bad else []
+def _state(history: "History", ill: bool) -> str:
+    """How far the run is, and whether anything is wrong."""
+    rejected = len(history.rejected)
+    taken = f"{history.folder}: {history.last_step} steps, {rejected or 'none'} rejected"
+    told = taken if ill or history.flags() else f"{taken}, no red flag"
+    if history.finished:
+        return told
+    if history.age < QUIET:
+        return f"{told}; under way, last line {history.age:.0f} s ago"
+    return f"{told}; not finished, last line {_ago(history.age)} ago: stopped or killed"
 
 
-def _rejections(history: History) -> list[str]:
-    """Outcomes of rejected steps, when they happened, what to do, and the incidents."""
-    from fsdet.engine.guard import ADVICE, REJECTED
+def _ago(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
 
-    bad = [row for row in history.rows.get("step", []) if row["outcome"] in REJECTED]
-    if not bad:
+
+def _incidents(history: "History") -> list[str]:
+    from fsdet.tasks.diagnosis import culprit_of
+
+    if not history.incidents:
         return []
-    counts = Counter(row["outcome"] for row in bad)
-    lines = [f"rejected steps: {', '.join(f'{name} {n}' for name, n in counts.items())}, {when(bad)}"]
-    lines += [f"  {name}: {ADVICE[name]}" for name in counts]
-    for path in history.incidents[:SHOWN]:
-        lines.append(f"  {path}: {_culprit(path)}")
     rest = len(history.incidents) - SHOWN
-    return [*lines, f"  and {rest} more incidents"] if rest > 0 else lines
+    lines = [f"  {path}: {culprit_of(path)}" for path in history.incidents[:SHOWN]]
+    return ["\nincidents:", *lines, *([f"  and {rest} more"] if rest > 0 else [])]
 
 
-def _calibration(history: History) -> list[str]:
-    """fp16 looking for its loss scale is no rejection; a scale that falls too low has a red flag of its own."""
-    count = history.outcomes["amp_backoff"]
-    told = f"amp_backoff {count}: fp16 lowered its loss scale; some of these are how it finds it, and no error"
-    return [told] if count else []
-
-
-def when(bad: list[Row]) -> str:
-    """The first question of the decision tree: from the start, later, or now and then."""
-    first, last = bad[0], bad[-1]
-    if last["epoch"] <= 1:
-        return "all in epoch 1: learning rate or warm-up first, then the data"
-    if first["epoch"] <= 1:
-        return f"in epochs {first['epoch']:g} to {last['epoch']:g}, from the start: look at precision and at the data"
-    return (
-        f"first in epoch {first['epoch']:g}: it trained well before, so look at the named images, then lower the rate"
-    )
-
-
-def _culprit(path: Path) -> str:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "unreadable"
-    images = ", ".join(map(str, content.get("image_ids", [])[:4]))
-    return f"{content.get('culprit') or content.get('outcome')}; images {images or '-'}"
-
-
-def _flags(history: History) -> list[str]:
+def _flags(history: "History") -> list[str]:
     lines = []
     for name, rows in history.flags().items():
         first, last = rows[0]["step"], rows[-1]["step"]
         place = f"step {first}" if first == last else f"steps {first} to {last}, {len(rows)} times"
-        lines.append(f"{name} ({place}): {rows[-1]['message']}")
-    return lines
+        lines.append(f"  {name} ({place}): {rows[-1]['message']}")
+    return ["\nred flags raised while it ran:", *lines] if lines else []

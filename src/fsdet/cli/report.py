@@ -4,9 +4,12 @@ Draws results.png from results.csv and prints where the run stands."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fsdet.cli._history import History, read_history
 from fsdet.command import typed
+
+if TYPE_CHECKING:
+    from fsdet.engine.history import History
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -17,6 +20,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 def run(args: argparse.Namespace) -> int:
     """Print the report of a run."""
+    from fsdet.engine.history import read_history
+
     history = read_history(args.run)
     print("\n".join([_state(history), *_evaluation(history), *_table(args.run), *_pictures(args.run)]))
     return 0
@@ -31,13 +36,13 @@ def draw_curves(folder: Path) -> Path | None:
     return plot_results(folder / "results.csv", folder / "results.png")
 
 
-def _state(history: History) -> str:
+def _state(history: "History") -> str:
     resume = typed(f"fsdet train --resume {history.folder}")
     ended = "finished" if history.finished else f"unfinished; next: {resume}"
     return f"{history.folder}: step {history.last_step}, {ended}"
 
 
-def _evaluation(history: History) -> list[str]:
+def _evaluation(history: "History") -> list[str]:
     rows = history.rows.get("val", [])
     if not rows:
         return ["not evaluated yet"]

@@ -106,8 +106,9 @@ class StepGuard:
                     f"(limit {limits.clip_ratio:g}): lower the LR or raise optim.clip_norm",
                 )
             )
-        self.clipped.append(report.clip_ratio > 1)
-        share = sum(self.clipped) / len(self.clipped)
+        if warm:
+            self.clipped.append(report.clip_ratio > 1)
+        share = sum(self.clipped) / max(1, len(self.clipped))
         if len(self.clipped) == self.clipped.maxlen and share > limits.clipped_share:
             out.append(
                 Flag(

@@ -75,13 +75,13 @@ def _facts(loss: Tensor, raw: Tensor, at: list[Tensor], total: Tensor) -> Tensor
     return torch.stack([torch.as_tensor(v, device=grad.device).detach().float() for v in (raw, loss, norm, cosine)])
 
 
-def verdict(row: ProbeRow, expected: float | None) -> str:
+def verdict(row: ProbeRow, expected: float | None, far: float = FAR) -> str:
     """A row in words."""
     if not row.finite:
         return "NOT FINITE"
     if row.norm == 0.0:
         return NO_GRADIENT if row.weighted else OFF
-    if expected and not expected / FAR <= row.raw <= expected * FAR:
+    if expected and not expected / far <= row.raw <= expected * far:
         side = "above" if row.raw > expected else "below"
         return f"{side} its expected {expected:.3g}: " + (
             "weights are not at their initialisation, or a slip"
@@ -91,9 +91,9 @@ def verdict(row: ProbeRow, expected: float | None) -> str:
     return OK
 
 
-def flags(rows: list[ProbeRow], expected: Mapping[str, float]) -> list[Flag]:
+def flags(rows: list[ProbeRow], expected: Mapping[str, float], far: float = FAR) -> list[Flag]:
     """Red flags of a first batch: losses that are not finite or far from their expected value."""
-    words = [(row.name, verdict(row, expected.get(row.name))) for row in rows]
+    words = [(row.name, verdict(row, expected.get(row.name), far)) for row in rows]
     return [Flag(f"first_{n}", f"{n}_loss at the first batch: {text}") for n, text in words if text not in QUIET]
 
 

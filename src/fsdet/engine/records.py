@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import math
 import platform
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fsdet.files import write_durably
 from fsdet.types import StepReport
 
 log = logging.getLogger("fsdet")
+LARGE_INPUT = 10  # beyond which a normalised pixel is none
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "faster-coco-eval", "wandb")
 
 
@@ -32,8 +34,8 @@ class Records:
     resume_batch: position a resumed run restarts from; rows of later batches are cut off. None starts afresh.
     """
 
-    def __init__(self, folder: Path, debug: bool = False, resume_batch: int | None = None) -> None:
-        self.folder, self.debug = folder, debug
+    def __init__(self, folder: Path, resume_batch: int | None = None) -> None:
+        self.folder = folder
         self._files: dict[str, TextIO | None] = {}
         self._handler: logging.Handler | None = None
         self._level = log.level
@@ -108,7 +110,7 @@ class Records:
         if not report.committed:
             fields |= {"culprit": report.culprit, "image_ids": list(report.image_ids)}
         self.row("step", report.step, epoch, batch, **fields)
-        lines = committed_lines(report, clip_norm, self.debug) if report.committed else rejected_lines(report)
+        lines = committed_lines(report, clip_norm) if report.committed else rejected_lines(report)
         for level, line in lines:
             if level:
                 log.log(level, "step %d epoch %d %s", report.step, epoch, line)
@@ -140,7 +142,7 @@ class _ToFile(logging.Handler):
         self.records.write("training_debug.log", self.format(record))
 
 
-def committed_lines(report: StepReport, clip_norm: float, debug: bool) -> list[tuple[int, str]]:
+def committed_lines(report: StepReport, clip_norm: float) -> list[tuple[int, str]]:
     """[(log level or 0 for the file only, line)] of a committed step."""
     lines = [
         (0, f"{name}_loss: {value:.6f} (weighted {report.weighted.get(name, 0.0):.6f})")
@@ -153,9 +155,6 @@ def committed_lines(report: StepReport, clip_norm: float, debug: bool) -> list[t
         (0, f"Norm after clip: {report.grad_l2_postclip:.6f} ({threshold})"),
         (0, "LR: " + ", ".join(f"{group} {lr:.3e}" for group, lr in report.lr.items())),
     ]
-    if debug:
-        parts = ", ".join(f"{n} {v:.4f} -> {report.weighted.get(n, 0.0):.4f}" for n, v in report.raw.items())
-        lines.append((0, f"Loss Components: (raw -> weighted) {parts}"))
     return lines
 
 
@@ -175,6 +174,35 @@ def gradient_block(total: float, largest: Sequence[tuple[str, float]]) -> str:
     """`Gradient Norms:` of the debug log: the total, then the largest parameters by name."""
     rows = "".join(f"\n    {name}: {norm:.6f}" for name, norm in largest)
     return f"Gradient Norms:\n  total: {total:.6f}{rows}"
+
+
+def loss_block(report: StepReport) -> str:
+    """`Loss Components:` of the debug log: each loss raw and weighted, and how the step ended."""
+    rows = "".join(
+        f"\n    {name}: raw {value:.6f}, weighted {report.weighted.get(name, 0.0):.6f}"
+        for name, value in report.raw.items()
+    )
+    return f"Loss Components: {report.outcome}\n  total: {report.total:.6f}{rows}"
+
+
+def input_block(window: Sequence[Any]) -> str:
+    """`Input check:` of the debug log: what is in the floating tensors of a window's batches, on the host."""
+    rows = []
+    for number, batch in enumerate(window):
+        for name, value in sorted(vars(batch).items()) if hasattr(batch, "__dict__") else ():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                rows.append(f"\n    {number}.{name} {list(value.shape)}: {_contents(value)}")
+    return f"Input check:{''.join(rows)}"
+
+
+def _contents(values: torch.Tensor) -> str:
+    """Range, how many are not finite, and of pixels how many are too large for an image in [0, 1]."""
+    values = values.detach().float()
+    sound = values[values.isfinite()]
+    low, high, mean = (sound.min(), sound.max(), sound.mean()) if sound.numel() else (math.nan,) * 3
+    large = f"|x| > {LARGE_INPUT}: {int((sound.abs() > LARGE_INPUT).sum())}, " if values.ndim > 2 else ""
+    wrong = f"NaN: {int(values.isnan().sum())}, inf: {int(values.isinf().sum())}"
+    return f"min={low:.4g}, max={high:.4g}, mean={mean:.4g}, {large}{wrong}"
 
 
 def cut_rows(path: Path, batch: int) -> None:

@@ -4,6 +4,7 @@
 The only import of wandb. No sink raises into training: a sink that fails warns once and goes silent.
 """
 
+import json
 import logging
 import math
 import netrc
@@ -14,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image, ImageOps
 
 from fsdet.config import Log, Wandb
 from fsdet.engine.guard import Flag
@@ -37,7 +41,7 @@ class RunLog:
         self, folder: Path, options: Log, resolved: Mapping[str, Any], resume_batch: int | None = None
     ) -> None:
         self.options, self.folder = options, folder
-        self.records = Records(folder, options.debug, resume_batch)
+        self.records = Records(folder, resume_batch)
         self.sinks: list[WandbSink | TensorboardSink] = []
         if options.wandb.mode != "disabled":
             self.sinks.append(WandbSink(options.wandb, folder, resolved, resume_batch is not None))
@@ -126,6 +130,22 @@ def step_values(report: StepReport, epoch: int, totals: Mapping[str, int]) -> di
     return values | {f"health/{outcome}_total": count for outcome, count in totals.items()}
 
 
+def wandb_boxes(rows: Sequence[Sequence[float]], names: Mapping[int, str]) -> dict[str, Any]:
+    """Rows of x1, y1, x2, y2 px, label and maybe a score, as W&B has boxes."""
+    out = []
+    for x1, y1, x2, y2, label, *score in rows:
+        text = " ".join([names[int(label)], *(f"{s:.2f}" for s in score)])
+        box = {"position": {"minX": x1, "maxX": x2, "minY": y1, "maxY": y2}, "domain": "pixel", "class_id": int(label)}
+        out.append({**box, "box_caption": text, "scores": dict(zip(("score",), score, strict=False))})
+    return {"box_data": out, "class_labels": dict(names)}
+
+
+def upright(path: Path) -> Image.Image:
+    """An image file as it is meant to be seen, in RGB."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
 class WandbSink:
     """W&B, online when it can be reached in bounded time, else offline, else not at all."""
 
@@ -184,7 +204,7 @@ class WandbSink:
             resume="allow" if mode == "online" else None,
             settings=settings,
         )
-        known.write_text(run_id)
+        known.write_text(run.id)  # a sweep's agent chooses its own
         return run
 
     def _has_key(self) -> bool:
@@ -229,7 +249,24 @@ class WandbSink:
 
     def _send_pictures(self, paths: Sequence[Path], step: int) -> None:
         images = [self._wandb.Image(str(path), caption=path.stem) for path in paths]
-        self.run.log({"media/episodes": images, AXIS: step})
+        boxed = [image for path in paths for image in self._boxed(path.with_suffix(".json"))]
+        self.run.log({"media/episodes": images, **({"media/validation": boxed} if boxed else {}), AXIS: step})
+
+    def _boxed(self, listed: Path) -> list[Any]:
+        """The images that a sheet's list names, with true and found boxes that W&B can switch on and off."""
+        if not listed.is_file():
+            return []
+        content = json.loads(listed.read_text(encoding="utf-8"))
+        names = dict(enumerate(content["names"]))
+        return [
+            self._wandb.Image(
+                upright(Path(entry["path"])),
+                caption=Path(entry["path"]).name,
+                boxes={kind: wandb_boxes(entry[kind], names) for kind in ("true", "found")},
+                file_type="jpg",
+            )
+            for entry in content["images"]
+        ]
 
     def close(self, failed: bool) -> None:
         if self.run is not None:
@@ -251,21 +288,35 @@ class TensorboardSink:
             return
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def _guarded(self, call: Any, *args: Any, **kwargs: Any) -> None:
+        if self.writer is None:
+            return
         try:
-            for key, value in values.items() if self.writer is not None else ():
-                self.writer.add_scalar(key, value, step)
-        except OSError as error:
+            call(*args, **kwargs)
+        except (OSError, ValueError) as error:
             self.writer = None
             log.warning("TensorBoard stopped working (%s); metrics.jsonl goes on", error)
 
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items() if self.writer is not None else ():
+            self._guarded(self._scalar, key, value, step)
+
+    def _scalar(self, key: str, value: float, step: int) -> None:
+        self.writer.add_scalar(key, value, step)
+
     def alert(self, title: str, text: str) -> None:
-        if self.writer is not None:
-            self.writer.add_text(f"flags/{title}", text)
+        self._guarded(self._text, f"alerts/{title}", text)
+
+    def _text(self, tag: str, text: str) -> None:
+        self.writer.add_text(tag, text)
 
     def pictures(self, paths: Sequence[Path], step: int) -> None:
-        return None
+        for number, path in enumerate(paths):
+            self._guarded(self._picture, f"media/episodes/{number}" if number else "media/episodes", path, step)
+
+    def _picture(self, tag: str, path: Path, step: int) -> None:
+        self.writer.add_image(tag, np.asarray(upright(path)), step, dataformats="HWC")
 
     def close(self, failed: bool) -> None:
         if self.writer is not None:
-            self.writer.close()
+            self._guarded(self.writer.close)

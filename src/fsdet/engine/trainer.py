@@ -34,8 +34,7 @@ from fsdet.progress import Progress
 from fsdet.types import LossReport, StepReport, Task
 
 logger = logging.getLogger("fsdet")
-DEBUG_EVERY = 50  # steps between Gradient Norms blocks in debug
-VALUE_DROP = 0.5  # of the best metric, below which an evaluation is a sudden drop
+DEBUG_EVERY = 50  # steps between the debug log's blocks
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ class Trainer:
             self._load()
         self._saved_at, self._saved_step, self._whole = time.monotonic(), self.controller.step, True
         self._probed: list[probe.ProbeRow] = []
+        self._debugging = False
         self._expected: Mapping[str, float] = {}
 
     def _prepare_torch(self, run: Run) -> None:
@@ -189,7 +189,9 @@ class Trainer:
         self.freezer.apply(self.epoch)
         self.clip_norm = self.clipping.limit(clip_norm_at(self.epoch, self.optim.clip_norm))
         probing = not self.position.probed or (every and step % every == 0)
-        debugging = self.logging.debug and step % DEBUG_EVERY == 0
+        self._debugging = debugging = self.logging.debug and step % DEBUG_EVERY == 0
+        if debugging:
+            self.log.debug(step + 1, records.input_block(window))
         try:
             return self.controller.run(
                 window,
@@ -215,7 +217,7 @@ class Trainer:
         self._expected = self.task.expected_initial(report) if fresh else {}
 
     def _watch(self, named: forensics.Named) -> None:
-        self.log.debug(self.controller.step, records.gradient_block(*forensics.gradient_norms(named)))
+        self.log.debug(self.controller.step + 1, records.gradient_block(*forensics.gradient_norms(named)))
 
     def _after(self, report: StepReport, window: list[Any], seconds: Mapping[str, float]) -> None:
         """Count, log, and end the run when the guard says so."""
@@ -228,6 +230,8 @@ class Trainer:
         if not report.committed or report.step % self.logging.every == 0 or report.step == 1:
             self.log.step(report, epoch, batch, self.clip_norm, self.guard.totals)
             self.log.timing(report.step, batch, seconds)
+        if self._debugging:
+            self.log.debug(report.step + (not report.committed), records.loss_block(report))
         for flag in flags:
             self.log.flag(flag, report.step, epoch, batch)
         if report.committed:
@@ -242,17 +246,17 @@ class Trainer:
         if path is not None:
             self.log.incident(report, path)
         if reason := self.guard.verdict():
-            self._save(wait=True)
             raise RunFailed(
                 f"training stopped at step {report.step}, epoch {epoch}: {reason}\n"
-                f"culprit: {report.culprit}\nreport: {path or self.folder / 'incidents'}"
+                f"culprit: {report.culprit}\nreport: {path or self.folder / 'incidents'}\n"
+                f"{self._last_save()}next: {typed(f'fsdet doctor {self.folder}')}"
             )
 
     def _tell_probe(self, report: StepReport, epoch: int) -> list[Flag]:
         rows, self._probed = self._probed, []
         first, self.position.probed = not self.position.probed, True
         self.log.probe(rows, probe.tell(rows, self._expected), report.step, epoch, self.position.batch)
-        return probe.flags(rows, self._expected) if first else []
+        return probe.flags(rows, self._expected, self.guard.limits.first_loss) if first else []
 
     def _boundary(self) -> None:
         """What is due between two steps: evaluation, the epoch's row, a save. Also what a stopped run still owes."""
@@ -285,7 +289,7 @@ class Trainer:
         self.log.pictures(paths, step)
         position.metrics, position.evaluated_batch = metrics, position.batch
         name, value, best = self.task.best_metric, metrics.get(self.task.best_metric, math.nan), position.best or 0.0
-        if best > 0.0 and value < VALUE_DROP * best:
+        if best > 0.0 and value < (1 - self.guard.limits.validation_drop) * best:
             drop = Flag("validation_drop", f"{name} fell to {value:.4f} from its best {best:.4f}")
             self.log.flag(drop, step, self.epoch, position.batch)
         return position.rank(value, step)
@@ -320,6 +324,14 @@ class Trainer:
     def _save(self, best: bool = False, wait: bool = False) -> None:
         self._saved_at, self._saved_step = time.monotonic(), self.controller.step
         self.writer.save(self.state_dict(), best=best, wait=wait)
+
+    def _last_save(self) -> str:
+        """Save before giving up, or say why not: a state that is not finite must not hide the diagnosis."""
+        try:
+            self._save(wait=True)
+        except RunFailed as error:
+            return f"{error}\n"
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """All of a run: what `_load` puts back, and what rebuilds the model elsewhere."""

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Judging a detector during training: fixed images, fixed supports, no randomness, no test data in any decision."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from fsdet.detect.postprocess import select, to_original
 from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
 from fsdet.evaluation.scorer import Scorer
+from fsdet.files import write_durably
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense
 from fsdet.models.prototypes import class_prototypes
@@ -130,6 +133,8 @@ class Validator:
     def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
         """One sheet of fixed validation images, true boxes dashed, predicted ones with class and score.
 
+        A json beside it holds the boxes as numbers.
+
         In stage 2 it is an episode: a few base classes by their support crops, sought in images that hold them; boxes
         of the other classes are not drawn, as nobody looks for them.
         """
@@ -140,13 +145,18 @@ class Validator:
         words, supports = self._own(), []
         if self.compare:
             words, supports = self._prototype_words(model, classes), self._support_pictures(classes)
-        queries = []
+        queries, listed = [], []
         for indices, dense, placed in dense_batches(model, shown, self.size):
             records = [shown.records[i] for i in indices]
             for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
-                queries.append(query_picture(record.kept(np.isin(record.labels, classes)), found, self.data.names))
+                sought = record.kept(np.isin(record.labels, classes))
+                queries.append(query_picture(sought, found, self.data.names))
+                listed.append(box_rows(sought, found))
         title = f"step {step}, validation images; dashed: truth{' of the classes on the left' if supports else ''}"
-        return [episode_sheet(supports, queries, folder / f"step_{step:06d}.jpg", title=title)]
+        sheet = episode_sheet(supports, queries, folder / f"step_{step:06d}.jpg", title=title)
+        content = {"step": step, "names": list(self.data.names), "images": listed}
+        write_durably(sheet.with_suffix(".json"), json.dumps(content).encode())
+        return [sheet]
 
     def _support_pictures(self, classes: Sequence[int]) -> list[Picture]:
         pictures = []
@@ -162,3 +172,10 @@ def query_picture(record: ImageRecord, found: Detections, names: Sequence[str]) 
     labels = found.labels.tolist()
     texts = [f"{names[i]} {score:.2f}" for i, score in zip(labels, found.scores.tolist(), strict=True)]
     return Picture(read_rgb(record.path), found.boxes.cpu().numpy(), texts, labels, record.boxes)
+
+
+def box_rows(record: ImageRecord, found: Detections) -> dict[str, Any]:
+    """An image with its true boxes (x1, y1, x2, y2 px, label) and those found in it (and score), as plain values."""
+    true = [[*box, label] for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)]
+    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    return {"path": str(record.path), "true": true, "found": [[*box, label, score] for box, label, score in rows]}
