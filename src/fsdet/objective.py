@@ -5,7 +5,7 @@ No other place reduces, weighs or masks a loss. A term with weight 0 is not eval
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -107,7 +107,6 @@ class MultiLoss(nn.Module):
         mode: str = "dual",
         topk: int = 10,
         wiou_momentum: float = 0.01,
-        share: float = 0.0,
         dfl: str = "dfl",
         supcon: str = "supcon",
         cpe: str = "cpe",
@@ -124,7 +123,6 @@ class MultiLoss(nn.Module):
         self.bbox, self.mode, self.topk, self.pair_rows = bbox, mode, topk, pair_rows
         self.supcon_tau, self.cpe_tau, self.cpe_iou, self.cpe_weighting = supcon_tau, cpe_tau, cpe_iou, cpe_weighting
         self.triplet_margin, self.triplet_mining, self.wiou_momentum = triplet_margin, triplet_mining, wiou_momentum
-        self.share = share
         self.register_buffer("wiou_mean", torch.ones(()))
         self.register_buffer("wiou_pending", torch.zeros(2))  # sum and count of finite 1 - IoU since the last commit
 
@@ -152,9 +150,6 @@ class MultiLoss(nn.Module):
             pos = _positives(found, targets)
             normaliser = found.weight.sum().clamp(min=1)
             terms = self._dense(output, branches, pos, normaliser)
-            if self.share and len(class_ids):
-                extra = self.share * (_share_rows(output, targets, class_ids, pos) * pos.weight).sum() / normaliser
-                terms["cls"] = replace(terms["cls"], value=terms["cls"].value + extra)
             if self.weights.keys() & {"supcon", "cpe", "triplet"}:
                 terms |= self._pairwise(output, contrast, self._pairs(output, targets, class_ids, branches, found, pos))
         raw = {name: term.value for name, term in terms.items()}
@@ -337,24 +332,6 @@ def _cls_rows(branch: Branch, pos: Positives) -> Tensor:
     rows = bce_at(branch.logits, pos.image[at], pos.anchor[at], column[at], pos.weight[at], branch.known)
     heard = torch.ones_like(rows).index_put((pos.image, pos.anchor), (column != IGNORED).to(rows.dtype))
     return rows * heard
-
-
-def _share_rows(output: DualOutput, targets: Targets, class_ids: Tensor, pos: Positives) -> Tensor:
-    """[P] cross-entropy over the ways' prototypes and the standard columns of all other classes, as detection shares
-    scores; 0 where neither knows the box. Snell et al. 2017, eq. 2, with more columns.
-    """
-    standard = output.standard[pos.image, pos.anchor].float()
-    free = (torch.arange(standard.shape[-1], device=standard.device)[:, None] != class_ids[None]).all(1)
-    heard = targets.base_known[pos.image] & free
-    ways = output.prototype[pos.image, pos.anchor, : len(class_ids)].float()
-    logits = torch.cat((standard.masked_fill(~heard, -torch.inf), ways), -1)
-    base, way = targets.base_labels[pos.image, pos.box], targets.way_labels[pos.image, pos.box]
-    sure = (base >= 0) & heard.gather(1, base.clamp(min=0)[:, None]).squeeze(1)
-    column = torch.where(way >= 0, standard.shape[-1] + way, base.clamp(min=0))
-    told = (way >= 0) | sure
-    column = torch.where(told, column, standard.shape[-1])
-    rows = logits.logsumexp(-1) - logits.gather(1, column[:, None]).squeeze(1)
-    return torch.where(told, rows, torch.zeros_like(rows))
 
 
 def _dataset_class(targets: Targets, class_ids: Tensor, pos: Positives) -> Tensor:

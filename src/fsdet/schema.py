@@ -121,7 +121,6 @@ class Loss(Section):
     cpe_weighting: Literal["one", "linear", "exp"] = "linear"
     triplet_margin: Positive = 0.3
     triplet_mining: Literal["batch_hard", "semi_hard"] = "batch_hard"
-    share: NonNegative = 0.0
     pair_rows: Annotated[int, Field(ge=2)] = 512  # at most this many embeddings enter a pairwise loss
 
 

@@ -28,8 +28,7 @@ def loss_of(config: Config) -> MultiLoss:
     return MultiLoss(loss.weights.model_dump(), bbox=loss.bbox, dfl=loss.dfl, supcon=loss.supcon, cpe=loss.cpe,
                      supcon_tau=loss.supcon_tau, cpe_tau=loss.cpe_tau,
                      cpe_iou=loss.cpe_iou, cpe_weighting=loss.cpe_weighting, triplet_margin=loss.triplet_margin,
-                     triplet_mining=loss.triplet_mining, pair_rows=loss.pair_rows, mode=config.stage.mode,
-                     share=loss.share)  # fmt: skip
+                     triplet_mining=loss.triplet_mining, pair_rows=loss.pair_rows, mode=config.stage.mode)  # fmt: skip
 
 
 def spec_of(config: Config, classes: int, base: int) -> dict[str, Any]:
