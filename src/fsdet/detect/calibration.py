@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A score threshold for each registered class, proposed from the support images alone."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,12 @@ from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense
 
 USUAL = 0.25  # a class without a proposal, and the model's own classes
+TAIL = 1.5  # standard deviations above the median of what is wrong
+LEAST_RECALL, MOST_RECALL = 0.6, 0.7  # of shots, as the others find them
+PRIOR_SHOTS = 15  # a class with so many shots counts as much as all classes together
+FEW = 8  # images without a class, below which they decide nothing
+LEAST = 0.05  # no threshold is lower
+TINY = 1e-3  # scores have logits from here to 1 - here, so that one shot that is not found at all is no outlier
 FOUND_IOU = 0.5  # overlap at which a place is the shot
 INSIDE = 0.5  # share of a place's box that lies in the object's: above it, it is no place without the object
 COPIES = 8  # of a single shot
@@ -100,8 +107,15 @@ class Calibrator:
 
     def proposals(self) -> list[Proposal]:
         """One for each prototype, after every support image has been looked at."""
-        return [propose(p, n, copied=self.needs_copies(c))
-                for c, (p, n) in enumerate(zip(self.positives, self.negatives, strict=True))]  # fmt: skip
+        several = [c for c in range(len(self.places)) if not self.needs_copies(c)]
+        every = [p for c in several for p in self.positives[c]]
+        spreads = [_centre_and_spread(n)[1] for n in self.negatives if len(n) >= FEW]
+        spread = float(np.median(spreads)) if spreads else None
+        out = []
+        for column, (found, wrong) in enumerate(zip(self.positives, self.negatives, strict=True)):
+            single = self.needs_copies(column)
+            out.append(propose(found, wrong, together=None if single else every, spread=spread))
+        return out
 
 
 def _best_at(score: Tensor, dense: Dense, box: Tensor) -> float:
@@ -116,9 +130,54 @@ def _share_inside(boxes: Tensor, outer: Tensor) -> Tensor:
     return side.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)
 
 
-def propose(positives: Sequence[float], negatives: Sequence[float], *, copied: bool) -> Proposal:
-    """PLACEHOLDER"""
-    return Proposal(USUAL, "")
+def propose(positives: Sequence[float], negatives: Sequence[float], *, together: Sequence[float] | None = None,
+            spread: float | None = None) -> Proposal:  # fmt: skip
+    """The upper end of a class's wrong scores, but between what 70 and what 60 per cent of shots score for the others.
+
+    The upper end is TAIL standard deviations above the median of logits; the deviation is the distance to the upper
+    quartile over .6745, so that a quarter of the images may show the class unlabelled (robust as in Rousseeuw & Croux
+    1993), and half of it is the other classes'. What shots score for the others is a leave-one-out quantile, which
+    foretells recall (Barber et al. 2021); a class's own is drawn towards that of all classes together, as five shots
+    tell little of a quantile (shrinkage, Efron & Morris 1975). A class with one shot has altered copies of it, which
+    are found too easily: they only say what is too high. With fewer than FEW wrong scores the upper end is .25.
+
+    Args:
+        positives: of each shot, or of each copy of a single one. negatives: the best score in each image elsewhere.
+        together: the positives of all classes with several shots, these among them; None: `positives` are copies.
+        spread: the median of all classes' spreads of wrong scores.
+    """
+    limit = USUAL
+    if len(negatives) >= FEW:
+        centre, own = _centre_and_spread(negatives)
+        limit = _share(centre + TAIL * (own if spread is None else (own + spread) / 2))
+    if together is None:
+        low, high, told = 0.0, float(np.median(positives)) if len(positives) else 1.0, "copies of its shot"
+    else:
+        low, high = (_shrunk(positives, together, 1 - recall) for recall in (MOST_RECALL, LEAST_RECALL))
+        told = "shots by the others"
+    wrong = f"{len(negatives)} images without it" + ("" if len(negatives) >= FEW else f": under {FEW}, so {USUAL}")
+    return Proposal(max(min(max(limit, low), high), LEAST), f"{len(positives)} {told}, {wrong}")
+
+
+def _shrunk(positives: Sequence[float], together: Sequence[float], share: float) -> float:
+    """A class's quantile of its positives, drawn in logits towards that of all classes."""
+    own, every = (float(np.quantile(_logits(scores), share)) for scores in (positives, together))
+    return _share(every + (own - every) * len(positives) / (len(positives) + PRIOR_SHOTS))
+
+
+def _logits(scores: Sequence[float]) -> np.ndarray:
+    share = np.clip(np.asarray(scores, np.float64), TINY, 1 - TINY)
+    return np.log(share / (1 - share))
+
+
+def _share(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+def _centre_and_spread(scores: Sequence[float]) -> tuple[float, float]:
+    """Median and robust upper spread of logits."""
+    centre, upper = np.quantile(_logits(scores), (0.5, 0.75))
+    return float(centre), float(upper - centre) / 0.6745
 
 
 def outliers(instances: Tensor) -> list[tuple[int, float, float]]:
