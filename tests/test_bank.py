@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The prototype bank keeps every shot, knows its model, and refuses what is not its own."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fsdet.bank import PrototypeBank
 from fsdet.errors import CheckpointError, ShapeError, UserError
@@ -68,3 +72,51 @@ def test_a_bank_is_checked_at_birth(names, instances):
 
 def test_an_empty_bank_has_no_prototypes():
     assert PrototypeBank((), (), "m").prototypes().numel() == 0
+
+
+def full():
+    """One class with a threshold and negatives of its second shot, one with neither."""
+    return PrototypeBank(("cup", "ключ"), (rows(2, 0), rows(5, 1)), "m1", (rows(3, 2), rows(0, 3)),
+                         (torch.tensor([0, 1, 1]), torch.zeros(0, dtype=torch.int64)), (0.375, None),
+                         ("2 shots by the others", ""))  # fmt: skip
+
+
+def test_thresholds_and_negatives_come_back_too(tmp_path):
+    again = PrototypeBank.load(full().save(tmp_path / "b.bank"))
+    assert again.thresholds == (0.375, None) and again.calibrated == full().calibrated
+    for a, b in zip(
+        (*again.negatives, *again.negative_shots), (*full().negatives, *full().negative_shots), strict=True
+    ):
+        assert torch.equal(a, b)
+    cup, key = again.describe()
+    assert cup == "cup: 2 instances, 3 of what is beside them; threshold 0.375 (2 shots by the others)"
+    assert key == "ключ: 5 instances, 0 of what is beside them; threshold none"
+
+
+def test_a_bank_of_the_first_format_is_read_without_them(tmp_path):
+    header = {"format": "fsdet-bank-1", "names": json.dumps(["cup"]), "model_sha256": "m1"}
+    save_file({"instances.0": rows(2, 0)}, tmp_path / "old.bank", header)
+    old = PrototypeBank.load(tmp_path / "old.bank")
+    assert PrototypeBank.is_bank(tmp_path / "old.bank") and torch.equal(old.instances[0], rows(2, 0))
+    assert old.thresholds == (None,) and len(old.negatives[0]) == 0 and old.calibrated == ("",)
+    assert old.merge(full()).thresholds == (0.375, None), "its missing threshold is the other's"
+
+
+def test_merging_shifts_the_shots_of_negatives_and_keeps_the_larger_threshold():
+    other = PrototypeBank(("cup",), (rows(1, 5),), "m1", (rows(2, 6),), (torch.tensor([0, 0]),), (0.5,), ("x",))
+    cup = full().merge(other)
+    assert cup.negative_shots[0].tolist() == [0, 1, 1, 2, 2] and len(cup.instances[0]) == 3
+    assert cup.thresholds == (0.5, None) and cup.calibrated[0] == "larger of two registrations"
+    assert cup.remove("cup").thresholds == (None,)
+
+
+def test_a_proposal_replaces_that_of_its_class_alone():
+    proposed = full().proposed({"ключ": (0.2, "5 shots")})
+    assert proposed.thresholds == (0.375, 0.2) and proposed.calibrated == ("2 shots by the others", "5 shots")
+
+
+@pytest.mark.parametrize("wrong", [{"thresholds": (1.5, None)}, {"thresholds": (0.5,)}, {"negatives": (rows(1, 0),)},
+                                   {"negative_shots": (torch.tensor([0, 1, 2]), torch.zeros(0).long())}])  # fmt: skip
+def test_what_belongs_to_no_shot_or_class_is_refused(wrong):
+    with pytest.raises(ShapeError, match="threshold in"):
+        replace(full(), **wrong)

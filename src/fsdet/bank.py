@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""PrototypeBank: registered classes as all their instance embeddings, in one safetensors file with the model's hash."""
+"""PrototypeBank: registered classes as all their instance embeddings, with a threshold each and what stands beside them
+in their images, in one safetensors file with the model's hash."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,18 +15,51 @@ from torch import Tensor
 from fsdet.errors import CheckpointError, ShapeError, UserError, did_you_mean, explain
 from fsdet.files import write_durably
 
-FORMAT = "fsdet-bank-1"
+FORMAT = "fsdet-bank-2"
+READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
 
 
 @dataclass(frozen=True, eq=False)
 class PrototypeBank:
-    """names [N]; instances: N tensors [K_i, D] of unit rows (K may differ); model_sha256: whose they are."""
+    """names [N]; instances: N tensors [K_i, D] of unit rows (K may differ); model_sha256: whose they are.
+
+    negatives: N tensors [m_i, D] of unit rows, of places in the support images that are not the object; negative_shots:
+    N int64 tensors [m_i], the shot each is from. thresholds: N scores in [0, 1], None where none was proposed.
+    calibrated: N texts, what the threshold was read from. What is not given is empty.
+    """
 
     names: tuple[str, ...]
     instances: tuple[Tensor, ...]
     model_sha256: str
+    negatives: tuple[Tensor, ...] = ()
+    negative_shots: tuple[Tensor, ...] = ()
+    thresholds: tuple[float | None, ...] = ()
+    calibrated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_classes()
+        n = len(self.names)
+        fill = {
+            "negatives": tuple(t[:0] for t in self.instances),
+            "negative_shots": (torch.zeros(0, dtype=torch.int64),) * n,
+            "thresholds": (None,) * n,
+            "calibrated": ("",) * n,
+        }
+        for name, empty in fill.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, empty)
+        fits = all(len(getattr(self, name)) == n for name in fill) and all(
+            rows.dim() == 2 and rows.shape[1] == own.shape[1] and shots.shape == rows.shape[:1]
+            and (not len(shots) or (0 <= int(shots.min()) and int(shots.max()) < len(own)))
+            for own, rows, shots in zip(self.instances, self.negatives, self.negative_shots, strict=False)
+        )  # fmt: skip
+        if not fits or any(t is not None and not 0 <= t <= 1 for t in self.thresholds):
+            raise ShapeError(
+                f"PrototypeBank expects [m, D] negatives, [m] shots, a threshold in [0, 1] or None, a text per name, "
+                f"got shapes {[list(t.shape) for t in self.negatives]}, thresholds {list(self.thresholds)}"
+            )
+
+    def _check_classes(self) -> None:
         dims = {t.shape[1] for t in self.instances if t.dim() == 2}
         if (
             len(self.names) != len(self.instances)
@@ -45,20 +80,43 @@ class PrototypeBank:
         return torch.nn.functional.normalize(torch.stack([t.float().mean(0) for t in self.instances]), dim=-1)
 
     def merge(self, other: "PrototypeBank") -> "PrototypeBank":
-        """Classes of both, all instances kept. Raises CheckpointError when `other` is of other weights."""
+        """Classes of both, all instances kept; a class of both keeps the larger threshold, as its shots have not been
+        calibrated together. Raises CheckpointError when `other` is of other weights."""
         other.check_model(self.model_sha256, "the other bank")
-        merged = dict(zip(self.names, self.instances, strict=True))
-        for name, rows in zip(other.names, other.instances, strict=True):
-            merged[name] = torch.cat((merged[name], rows)) if name in merged else rows
-        return replace(self, names=tuple(merged), instances=tuple(merged.values()))
+        merged = dict(zip(self.names, self._rows(), strict=True))
+        for name, row in zip(other.names, other._rows(), strict=True):
+            merged[name] = _joined(merged[name], row) if name in merged else row
+        return self._of(merged)
 
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
         if name not in self.names:
             raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), "bank",
                                     f"name a registered class.{did_you_mean(name, self.names)}"))  # fmt: skip
-        kept = [(n, t) for n, t in zip(self.names, self.instances, strict=True) if n != name]
-        return replace(self, names=tuple(n for n, _ in kept), instances=tuple(t for _, t in kept))
+        return self._of({n: row for n, row in zip(self.names, self._rows(), strict=True) if n != name})
+
+    def proposed(self, thresholds: Mapping[str, tuple[float, str]]) -> "PrototypeBank":
+        """The bank with {name: (threshold, what it was read from)} in place of what it had for those classes."""
+        old = zip(self.names, self.thresholds, self.calibrated, strict=True)
+        new = [thresholds.get(name, (threshold, how)) for name, threshold, how in old]
+        return replace(self, thresholds=tuple(t for t, _ in new), calibrated=tuple(how for _, how in new))
+
+    def describe(self) -> list[str]:
+        """A line a class: instances, threshold and what that was read from."""
+        lines = []
+        for name, (rows, negatives, _, threshold, how) in zip(self.names, self._rows(), strict=True):
+            kept = f"{len(rows)} instance{'s' * (len(rows) != 1)}, {len(negatives)} of what is beside them"
+            lines.append(f"{name}: {kept}; threshold {'none' if threshold is None else f'{threshold:.3f}'}"
+                         + (f" ({how})" if how else ""))  # fmt: skip
+        return lines
+
+    def _rows(self) -> list[tuple]:
+        columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated)
+        return list(zip(*columns, strict=True))
+
+    def _of(self, rows: Mapping[str, tuple]) -> "PrototypeBank":
+        return PrototypeBank(tuple(rows), tuple(r[0] for r in rows.values()), self.model_sha256,
+                             *(tuple(r[i] for r in rows.values()) for i in range(1, 5)))  # fmt: skip
 
     def check_model(self, sha256: str, where: str) -> None:
         """Raises CheckpointError unless the bank was made by the weights with this hash."""
@@ -69,11 +127,17 @@ class PrototypeBank:
 
     def save(self, path: Path) -> Path:
         """Write all at once; makes the folder."""
-        tensors = {f"instances.{i}": t.detach().float().cpu().clone() for i, t in enumerate(self.instances)}
+        tensors = {}
+        for i, (rows, negatives, shots, _, _) in enumerate(self._rows()):
+            tensors[f"instances.{i}"] = rows.detach().float().cpu().clone()
+            tensors[f"negatives.{i}"] = negatives.detach().float().cpu().clone()
+            tensors[f"negative_shots.{i}"] = shots.detach().long().cpu().clone()
         header = {
             "format": FORMAT,
             "names": json.dumps(self.names, ensure_ascii=False),
             "model_sha256": self.model_sha256,
+            "thresholds": json.dumps(self.thresholds),
+            "calibrated": json.dumps(self.calibrated, ensure_ascii=False),
         }
         return write_durably(path, save(tensors, header))
 
@@ -82,7 +146,7 @@ class PrototypeBank:
         """Whether a file is a bank, of whatever weights."""
         try:
             with safe_open(str(path), framework="pt") as file:
-                return (file.metadata() or {}).get("format") == FORMAT
+                return (file.metadata() or {}).get("format") in READ
         except (SafetensorError, OSError):
             return False
 
@@ -95,12 +159,23 @@ class PrototypeBank:
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise CheckpointError(explain(f"a bank ({FORMAT})", f"format {header.get('format')!r}", str(path),
+                if header.get("format") not in READ:
+                    got = f"format {header.get('format')!r}"
+                    raise CheckpointError(explain(f"a bank ({' or '.join(READ)})", got, str(path),
                                                   "use a file written by fsdet register"))  # fmt: skip
                 names = tuple(json.loads(header["names"]))
-                instances = tuple(file.get_tensor(f"instances.{i}") for i in range(len(names)))
-                return PrototypeBank(names, instances, header["model_sha256"])
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+                kinds = ("instances", "negatives", "negative_shots") if header["format"] == FORMAT else ("instances",)
+                instances, *rest = (tuple(file.get_tensor(f"{kind}.{i}") for i in range(len(names))) for kind in kinds)
+                if rest:
+                    rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
+                return PrototypeBank(names, instances, header["model_sha256"], *rest)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
                                           "check the path, or register the classes again")) from error  # fmt: skip
+
+
+def _joined(one: tuple, two: tuple) -> tuple:
+    """Two rows of a class as one."""
+    known = [t for t in (one[3], two[3]) if t is not None]
+    return (torch.cat((one[0], two[0])), torch.cat((one[1], two[1])), torch.cat((one[2], two[2] + len(one[0]))),
+            max(known, default=None), "larger of two registrations" if known else "")  # fmt: skip

@@ -266,6 +266,11 @@ class Detections:
     def __len__(self) -> int:
         return self.boxes.shape[0]
 
+    def above(self, limit: Tensor) -> "Detections":
+        """Those that reach `limit` [C] of their class."""
+        keep = self.scores >= limit.to(self.scores.device)[self.labels]
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.branch[keep])
+
 
 @runtime_checkable
 class Task(Protocol):

@@ -12,6 +12,7 @@ from fsdet.bank import PrototypeBank
 from fsdet.cli.main import main
 from fsdet.data import sources, synthetic
 from fsdet.data.shots import ShotFile
+from fsdet.detect.scoring import Scoring
 from fsdet.evaluation import summary
 from fsdet.tasks import incident, inspect, protocol, use
 
@@ -52,8 +53,28 @@ def test_eval_passes_its_flags_on_and_prints_the_table(checkpoint, monkeypatch, 
                  "--split", "val", "--device", "cpu"]) == 0  # fmt: skip
     assert seen == {"path": Path(checkpoint), "data": None, "shots": [1, 5], "seeds": 2, "bank": None,
                     "json_out": Path("r.json"), "setting": "fsod", "metric": None, "split": "val",
-                    "device": "cpu"}  # fmt: skip
+                    "device": "cpu", "scoring": Scoring()}  # fmt: skip
     assert "nAP50" in capsys.readouterr().out
+    assert main(["eval", checkpoint, "--scoring", "reduce=best,background=true"]) == 0
+    assert seen["scoring"] == Scoring("best", background="subtract")
+
+
+def test_eval_refuses_switches_and_classes_where_they_mean_nothing(checkpoint, capsys):
+    Path("r.json").write_text(json.dumps(results()), encoding="utf-8")
+    for argv, told in (
+        ([checkpoint, "--scoring", "reduse=best"], "Did you mean 'reduce'"),
+        (["--table", "r.json", "--scoring", "reduce=best"], "expected CHECKPOINT beside --scoring"),
+        (["--study", "s.yaml", "--per-class"], "expected CHECKPOINT or --table beside --per-class"),
+        (["--table", "r.json", "--per-class"], "expected AP50 by class, got none"),
+    ):
+        assert main(["eval", *argv]) == 2 and told in capsys.readouterr().err
+
+
+def test_eval_table_by_class(checkpoint, capsys):
+    by_class = {"5": {"king": {"mean": 0.5, "ci95": 0.01, "values": [0.49, 0.51]}}}
+    Path("r.json").write_text(json.dumps({**results(), "per_class": by_class, "novel": ["king"]}), encoding="utf-8")
+    assert main(["eval", "--table", "r.json", "--per-class"]) == 0
+    assert "| king | 50.0 ± 1.0 |" in capsys.readouterr().out
 
 
 def test_eval_table_puts_finished_results_side_by_side_by_run(checkpoint, capsys):
@@ -79,7 +100,8 @@ def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoi
     Path("run/incidents/step_4/batch.pt").write_bytes(b"")
     Path("run/config.yaml").write_text("run: {seed: 8}", encoding="utf-8")
     assert main(["register", checkpoint, "--support", "support", "--out", "my.bank"]) == 0
-    assert "my.bank: 2 classes: cup, fork" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "my.bank: 2 classes: cup, fork" in shown and "fork: 2 instances" in shown and "threshold none" in shown
     assert main(["predict", checkpoint, "--support", "support", "--source", ".", "--out", "o", "--conf", "0"]) == 0
     assert capsys.readouterr().out == "0.0 of support\n"
     for argv, told in (
@@ -113,13 +135,17 @@ def test_info_of_a_config_prints_every_key_resolved(checkpoint, capsys):
 
 def test_bank_lists_merges_and_removes(checkpoint, capsys):
     rows = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
-    PrototypeBank(("cup", "fork"), (rows[:1], rows[1:]), "ab" * 32).save(Path("a.bank"))
+    one = PrototypeBank(("cup", "fork"), (rows[:1], rows[1:]), "ab" * 32)
+    one.proposed({"cup": (0.375, "1 copies of its shot")}).save(Path("a.bank"))
     PrototypeBank(("fork", "pen"), (rows[:2], rows[2:]), "ab" * 32).save(Path("b.bank"))
     assert main(["bank", "merge", "a.bank", "b.bank", "--out", "c.bank"]) == 0
     assert "fork: 4 instances" in capsys.readouterr().out
     assert main(["bank", "remove", "c.bank", "fork"]) == 0
     assert PrototypeBank.load(Path("c.bank")).names == ("cup", "pen")
-    assert main(["bank", "list", "c.bank"]) == 0 and "2 classes" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["bank", "list", "c.bank"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 classes" in shown and "cup: 1 instance, 0 of what is beside them; threshold 0.375 (1 copies" in shown
     assert main(["bank", "remove", "c.bank", "pne"]) == 2 and "Did you mean 'pen'?" in capsys.readouterr().err
 
 

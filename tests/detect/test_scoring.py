@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Scores of both branches: a standard column is a sigmoid, a prototype column also has to win against all others."""
+"""Scores of both branches: a standard column is a sigmoid, a prototype column also has to win against all others; every
+switch against its formula."""
 
 import math
 
 import pytest
 import torch
 
-from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
+from fsdet.detect.scoring import ClassShots, Scoring, Vocabulary, class_scores, own_classes
+from fsdet.errors import ConfigError
 from fsdet.models.build import build_model, model_spec
 from fsdet.models.heads import Dense, unit
 
@@ -69,3 +71,124 @@ def test_no_logit_is_too_large(model):
     dense = dense_of(torch.tensor([[1e4, -1e4, 0.0]]), torch.ones(1, D))
     words = Vocabulary((0, 1, 2), (0, 1, 2), unit(torch.ones(1, D)), (3,))
     assert class_scores(model, dense, words).isfinite().all()
+
+
+def registered(scoring=None, negatives=(3, 0), own=(0, 2)):
+    """Two classes of 1 and 3 shots, the first with negatives, beside base classes and one proxy."""
+    g = torch.Generator().manual_seed(3)
+    rows = [torch.nn.functional.normalize(torch.randn(k, D, generator=g), dim=-1) for k in (1, 3)]
+    wrong = [torch.nn.functional.normalize(torch.randn(m, D, generator=g), dim=-1) for m in negatives]
+    shots = tuple(ClassShots(r, n, torch.arange(len(n)) % len(r)) for r, n in zip(rows, wrong, strict=True))
+    prototypes = torch.stack([unit(r.mean(0)) for r in rows])
+    return Vocabulary(own, own, prototypes, (3, 4), proxies=(1,), proxy_labels=(1,), shots=shots,
+                      scoring=scoring or Scoring())  # fmt: skip
+
+
+def switched_by_hand(model, dense, words):
+    """One point, one class, one instance at a time, in float64; all switches as the formulas have them."""
+    how, scale, bias = words.scoring, float(model.head.log_scale.exp().detach()), float(model.head.bias.detach())
+    out = []
+    for z, standard in zip(dense.embeddings[0].double(), dense.standard[0].double().tolist(), strict=True):
+        own = [standard[c] for c in words.standard]
+        proxy = scale * float(z @ unit(model.head.proxies[1]).detach().double()) + bias
+        logits, rivals = [], []
+        for prototype, of in zip(words.prototypes.double(), words.shots, strict=True):
+            each = [scale * float(z @ row) + bias for row in of.instances.double()]
+            reduced = {"mean": scale * float(z @ prototype) + bias, "best": max(each),
+                       "lse": math.log(sum(map(math.exp, each)) / len(each))}[how.reduce]  # fmt: skip
+            logits.append(reduced)
+            rivals.append(max((scale * float(z @ row) + bias for row in of.negatives.double()), default=None))
+        whole = sum(math.exp(v) for v in [*own, *logits, proxy])
+        row = [1 / (1 + math.exp(-v)) for v in own]
+        for logit, rival in zip(logits, rivals, strict=True):
+            sure = logit - rival if how.background == "subtract" and rival is not None else logit
+            score, all_ = 1 / (1 + math.exp(-sure)), whole
+            if how.background == "compete" and rival is not None:
+                all_ += math.exp(rival)
+            if how.compete:
+                score *= math.exp(logit) / all_
+            if how.objectness:
+                score = math.sqrt(score / (1 + math.exp(-max(standard))))
+            if how.calibration < 1 and score > 0.05:
+                cosine = min(max((logit - bias) / scale, 0), 1)
+                score = how.calibration * score + (1 - how.calibration) * cosine
+            row.append(score)
+        learnt = 1 / (1 + math.exp(-proxy))
+        out.append([*row, learnt * math.exp(proxy) / whole if how.compete else learnt])
+    return torch.tensor(out, dtype=torch.float64)[None]
+
+
+SWITCHES = ["reduce=best", "reduce=lse", "compete=false", "background=subtract", "background=compete",
+            "objectness=true", "calibration=.5", "compete=off,background=true",
+            "reduce=best,background=compete,objectness=true,calibration=0.25"]  # fmt: skip
+
+
+@pytest.fixture
+def likely(model):
+    """The model with a temperature at which scores are neither 0 nor 1."""
+    old = {name: getattr(model.head, name).data.clone() for name in ("log_scale", "bias")}
+    model.head.log_scale.data.fill_(math.log(4.0))
+    model.head.bias.data.fill_(-0.5)
+    yield model
+    for name, value in old.items():
+        getattr(model.head, name).data.copy_(value)
+
+
+@pytest.mark.parametrize("text", SWITCHES)
+def test_a_switch_is_its_formula(likely, text):
+    torch.manual_seed(2)
+    dense, words = dense_of(2 * torch.randn(40, 3), torch.randn(40, D)), registered(Scoring.parse(text))
+    scores = class_scores(likely, dense, words)
+    torch.testing.assert_close(scores.double(), switched_by_hand(likely, dense, words), rtol=1e-4, atol=1e-6)
+    plain = class_scores(likely, dense, registered())
+    assert (scores[..., 2:4] - plain[..., 2:4]).abs().max() > 0.01, "it changes the classes that are registered"
+    assert torch.equal(scores[..., :2], plain[..., :2]), "and no base class"
+
+
+def test_the_default_is_what_it_was_to_the_last_bit(likely):
+    dense, words = dense_of(torch.randn(40, 3), torch.randn(40, D)), registered()
+    own, rows = dense.standard[..., [0, 2]], torch.cat((words.prototypes, unit(likely.head.proxies[[1]])))
+    logits = likely.head.similarity_logits(dense.embeddings, rows)
+    share = torch.cat((own, logits), -1).softmax(-1)[..., 2:]
+    assert torch.equal(class_scores(likely, dense, words), torch.cat((own.sigmoid(), logits.sigmoid() * share), -1))
+    assert Scoring.parse("background=off,reduce=mean") == Scoring() and Scoring().changed() == {}
+
+
+def test_one_instance_is_the_same_in_every_reduction(likely):
+    dense = dense_of(torch.randn(9, 3), torch.randn(9, D))
+    hows = (Scoring(how, compete=False) for how in ("mean", "best", "lse"))  # the other class has three
+    mean, best, lse = (class_scores(likely, dense, registered(how))[..., 2] for how in hows)
+    torch.testing.assert_close(best, mean, rtol=1e-3, atol=1e-4)  # unit() divides by a length of 1 + 5e-7
+    torch.testing.assert_close(lse, best, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", SWITCHES)
+def test_no_logit_is_too_large_for_a_switch(model, text):
+    dense = dense_of(torch.tensor([[1e4, -1e4, 0.0]]), torch.ones(1, D))
+    assert class_scores(model, dense, registered(Scoring.parse(text))).isfinite().all()
+    assert class_scores(model, dense, registered(Scoring.parse(text), own=())).isfinite().all()
+
+
+def test_a_class_without_some_shots_loses_their_rows_and_what_was_beside_them():
+    shots = ClassShots(torch.eye(3, D), torch.arange(4.0)[:, None].expand(4, D), torch.tensor([0, 1, 1, 2]))
+    left = shots.without([1])
+    assert torch.equal(left.instances, torch.eye(3, D)[[0, 2]])
+    assert left.negatives[:, 0].tolist() == [0, 3] and left.shot.tolist() == [0, 1]
+    words = Vocabulary(prototypes=unit(torch.eye(3, D).mean(0))[None], prototype_labels=(0,), shots=(shots,))
+    torch.testing.assert_close(words.without(0, [0, 1]).prototypes[0], torch.eye(3, D)[2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("reduse=best", "Did you mean 'reduce'"), ("reduce=bset", "Did you mean 'best'"), ("reduce", "switch=value"),
+     ("objectness=maybe", "true or false"), ("calibration=2", "0 to 1"), ("calibration=x", "a number"),
+     ("compete=false,background=compete", "compete beside background"), ("reduce=true", "mean or best or lse")],
+)  # fmt: skip
+def test_a_wrong_switch_is_one_clear_line(text, told):
+    with pytest.raises(ConfigError, match=told):
+        Scoring.parse(text)
+
+
+def test_a_study_files_values_are_the_same_as_the_command_lines():
+    assert Scoring.of({"background": True, "calibration": 0.5}) == Scoring.parse("background=true,calibration=.5")
+    assert Scoring.of({"background": False, "compete": True}) == Scoring()

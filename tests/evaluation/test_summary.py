@@ -129,3 +129,39 @@ def test_table_refuses_other_json_and_wrong_labels(tmp_path):
         table([], [])
     with pytest.raises(ShapeError):
         table([result()], [])
+
+
+def with_thresholds(**changes):
+    at = {"fp_per_image": 0.05, "recall": 0.75, "threshold": 0.3}
+    rows = [{**{key: 0.5 for key in FIGURES}, "at_threshold": {**at, "recall": r}} for r in (0.7, 0.8)]
+    return result(seeds=[0, 1], shots={5: rows}, **changes)
+
+
+def test_figures_at_the_proposed_thresholds_have_their_intervals_and_columns():
+    got = with_thresholds(scoring={"reduce": "best"})
+    assert got["shots"]["5"]["at_threshold"]["recall"] == interval([0.7, 0.8])
+    assert set(got["shots"]["5"]["at_threshold"]) == {"fp_per_image", "recall", "threshold"}
+    text = table([got, result()], ["ours", "before"])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert lines[0][11:] == ["FP/image at t", "recall at t", "ms/image"] and len({len(line) for line in lines}) == 1
+    assert lines[3][11:13] == ["0.05 ± 0.00", "75.0 ± 6.9"] and lines[2][11:13] == lines[5][11:13] == ["-", "-"]
+    assert "ours: checkpoint abababababab, seeds 0, 1, reduce best" in text
+    assert "at t" not in table([result()], ["before"])
+
+
+def test_novel_classes_by_k_and_result():
+    entry = {"king": interval([0.25, 0.75]), "table": interval([0.9]), "queen": interval([math.nan])}
+    ours = result(per_class={"10": entry, "1": entry}, novel=["king", "queen"])
+    text = summary.per_class_table(
+        [ours, result(per_class={"5": {"king": interval([0.1])}}, novel=["king"])], ["a", "b"]
+    )
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == ["AP50", "a, K = 1", "a, K = 10", "b, K = 5"] and [line[0] for line in lines[2:]] == [
+        "king",
+        "queen",
+    ]
+    assert lines[2][1:] == ["50.0 ± 34.6", "50.0 ± 34.6", "10.0"] and lines[3][1:] == ["-", "-", "-"]
+    with pytest.raises(DataError, match="AP50 by class"):
+        summary.per_class_table([result()], ["a"])
+    with pytest.raises(DataError, match="one setting"):
+        summary.per_class_table([ours, result(setting="fsod")], ["a", "b"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fsdet.cli.main import main
+from fsdet.data.shots import draw_shots
 from fsdet.errors import ConfigError
 from fsdet.evaluation import summary
 from fsdet.tasks import protocol, study
@@ -48,6 +49,7 @@ def test_a_study_makes_each_cell_once_and_its_table_from_their_values(written, c
         raise AssertionError("made again")
 
     monkeypatch.setattr(study, "evaluate_checkpoint", never)
+    monkeypatch.setattr(study, "evaluate_scorings", never)
     assert main(["eval", "--study", str(written), "--device", "cpu"]) == 0
     assert capsys.readouterr().out == table
 
@@ -61,7 +63,7 @@ def test_fine_tuning_takes_the_draw_that_registration_takes(written, best, small
 
     task = tasks.build(config.load(run / "config.yaml"), resume=True).task
     data = tasks.read_data(config.load(run / "config.yaml"))
-    drawn = protocol.draw_shots(data.split("support"), range(80, 96), [1, 2], 1, data.names)
+    drawn = draw_shots(data.split("support"), range(80, 96), [1, 2], 1, data.names)
     assert sorted(task.batches.shots) == sorted((c, *p) for c, picks in drawn.items() for p in picks[:2])
     assert load_trained(run / "best.pt").spec["shots"] == 2
 
@@ -76,6 +78,30 @@ def test_other_settings_in_the_same_folder_are_refused(written, capsys):
     assert "expected results of this study's settings" in capsys.readouterr().err
 
 
+def test_scorings_of_one_checkpoint_are_made_together_and_named(written, best, monkeypatch):
+    plan = json.loads(written.read_text())
+    one = {"checkpoints": [str(best)]}
+    plan["methods"] = {"plain": one, "best": {**one, "scoring": {"reduce": "best"}}, "again": one,
+                       "negatives": {**one, "scoring": {"background": True}}}  # fmt: skip
+    written.write_text(json.dumps(plan))
+    calls = []
+    real = study.evaluate_scorings
+    monkeypatch.setattr(study, "evaluate_scorings", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
+    text = study.run(written, "cpu")
+    assert [len(scorings) for scorings in calls] == [3] and "reduce best" in text and "background subtract" in text
+    merged = {name: summary.read_results(written.parent / f"out/{name}.json") for name in plan["methods"]}
+    assert merged["plain"]["shots"] == merged["again"]["shots"] != merged["negatives"]["shots"]
+    assert "scoring" not in merged["plain"] and merged["best"]["scoring"] == {"reduce": "best"}
+    assert len(merged["plain"]["shots"]["2"]["at_threshold"]["recall"]["values"]) == 2
+    assert len(merged["plain"]["per_class"]["2"][merged["plain"]["novel"][0]]["values"]) == 2
+    study.run(written, "cpu")
+    assert len(calls) == 1
+    plan["methods"]["best"]["scoring"] = {"reduce": "lse"}
+    written.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match="expected results of this study's settings"):
+        study.run(written, "cpu")
+
+
 def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("data: x\nout: y\nseed: 3\nmethods:\n  a: {checkpoints: [no.pt]}\n  b: {}\n")
@@ -87,6 +113,11 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
         study.read_plan(path)
     assert f"{path}:4: method 'a': expected a file, got nothing at 'no.pt'" in str(told.value)
     assert f"{path}:5: method 'b': expected either checkpoints or results" in str(told.value)
+    path.write_text(path.read_text() + "  c:\n    results: [study.yaml]\n    scoring: {reduse: best}\n")
+    with pytest.raises(ConfigError) as told:
+        study.read_plan(path)
+    assert f"{path}:6: method 'c': expected scoring where classes are registered" in str(told.value)
+    assert f"{path}:8: method 'c': scoring: expected one of reduce" in str(told.value)
 
 
 def test_results_of_two_settings_are_not_merged(best, small_demo):
@@ -102,3 +133,5 @@ def test_the_shipped_study_is_well_formed(monkeypatch, tmp_path):
         Path(name).parent.mkdir(parents=True)
         Path(name).write_text("")
     assert set(study.read_plan(root / "scripts/bench/fewshot.yaml").methods) == {"registration", "stage 3"}
+    scorings = study.read_plan(root / "scripts/bench/scoring.yaml").methods
+    assert len({study.Scoring.of(m.scoring) for m in scorings.values()}) == len(scorings) == 9

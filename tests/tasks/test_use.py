@@ -82,6 +82,48 @@ def test_a_predictor_in_python_as_the_readme_has_it(best, place):
     assert (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all() and (found.boxes >= 0).all()
 
 
+def test_each_class_is_shown_from_its_own_threshold_up_and_one_number_overrides_all(best, place):
+    predictor = predictor_of(best)
+    names, records = support_folder("support")
+    for label, name in enumerate(names):
+        predictor.register(name, [r for r in records if label in r.labels])
+    bank = predictor.bank
+    assert all(t is not None and 0 < t <= 1 for t in bank.thresholds)
+    assert "2 shots by the others" in bank.calibrated[0] and "8 copies of its shot" in bank.calibrated[1]
+    every = predictor.predict("photos/a.png", threshold=0.0)
+    mug = every.scores[every.labels == predictor.names.index("mug")]
+    limit = float(mug.median())
+    known = predictor_of(best, bank.proposed({"mug": (limit, "by hand"), "pen": (1.0, "never")}))
+    found = known.predict("photos/a.png")
+    assert len(mug) > 2 and (found.labels == known.names.index("mug")).sum() == (mug >= limit).sum()
+    assert not (found.labels == known.names.index("pen")).any()
+    assert (found.scores[found.labels < 80] >= 0.25).all(), "base classes have the usual one"
+    again = known.predict("photos/a.png", threshold=0.0)
+    assert torch.equal(again.scores, every.scores) and torch.equal(again.labels, every.labels)
+
+
+def test_a_shot_of_something_else_is_named(best, place, caplog):
+    rng = np.random.default_rng(1)
+    one = rng.integers(0, 255, (80, 120, 3), np.uint8)
+    for number in range(3, 7):
+        Image.fromarray(one ^ np.uint8(number)).save(f"support/mug/{number}.png")
+    Path("support/mug/1.png").unlink()
+    Image.fromarray(np.zeros((40, 200, 3), np.uint8)).save("support/mug/2.png")
+    assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]) == 0
+    [told] = [r.message for r in caplog.records if "unlike the other" in r.message]
+    assert told.startswith("'mug': ") and "mug/2.png is unlike the other 4 shots" in told
+
+
+def test_negatives_of_a_shot_lie_beside_it_and_are_kept_with_it(best, place):
+    predictor = predictor_of(best)
+    _, records = support_folder("support")
+    pen = [r for r in records if 1 in r.labels]
+    predictor.register("pen", [*pen, *pen])
+    shots = predictor.bank.negative_shots[0]
+    assert 0 < len(shots) <= 16 and set(shots.tolist()) == {0, 1}
+    torch.testing.assert_close(predictor.bank.negatives[0].norm(dim=1), torch.ones(len(shots)))
+
+
 def test_a_crowd_is_no_shot(best, place):
     predictor = predictor_of(best)
     _, records = support_folder("support")
@@ -106,6 +148,9 @@ def test_a_bank_is_evaluated_where_its_weights_are(best, place, small_demo):
     predictor.bank.save(Path("demo.bank"))
     results = evaluate_checkpoint(best, bank=Path("demo.bank"), split="val")
     assert results["split"] == "val" and results["seeds"] == [0]
+    assert results["shots"]["1"]["at_threshold"]["threshold"]["mean"] == pytest.approx(
+        np.mean(PrototypeBank.load(Path("demo.bank")).thresholds)
+    )
 
 
 def test_a_trained_detector_is_its_average_where_the_run_kept_one(best, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """list BANK | merge BANK BANK... --out BANK | remove BANK CLASS... [--out BANK]"""
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|merge|remove")
-    listing = actions.add_parser("list", help="classes and their instances")
+    listing = actions.add_parser("list", help="classes, their instances and thresholds")
     listing.add_argument("bank", type=Path, metavar="BANK")
     merge = actions.add_parser("merge", help="classes of several banks; instances of a shared class are kept together")
     merge.add_argument("banks", nargs="+", type=Path, metavar="BANK")
@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
                 bank = bank.remove(name)
             path = bank.save(args.out or args.bank)
     print(f"{path}: {len(bank.names)} classes, weights {bank.model_sha256[:12]}")
-    for name, rows in zip(bank.names, bank.instances, strict=True):
-        print(f"  {name}: {len(rows)} instances")
+    for line in bank.describe():
+        print(f"  {line}")
     return 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet eval checkpoints/stage2/best.pt --shots 1,5 --seeds 3 --json results.json
-fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.json
+fsdet eval checkpoints/stage2/best.pt --scoring reduce=best,background=true
+fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.json --per-class
 fsdet eval --study scripts/bench/fewshot.yaml"""
 
 import argparse
@@ -21,21 +22,29 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--metric", choices=("coco", "voc07"))
     parser.add_argument("--split", default="test", metavar="NAME", help="split of the data YAML to look at (test)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write results.json here, and pictures beside it")
+    parser.add_argument("--scoring", metavar="SWITCH=VALUE,...", help="how registered classes are scored: reduce=mean|"
+                        "best|lse, compete=true|false, background=off|subtract|compete, objectness=true|false, "
+                        "calibration=0..1")  # fmt: skip
     add_device(parser)
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print finished results.json files")
+    parser.add_argument("--per-class", action="store_true", help="also AP50 of each novel class")
     parser.add_argument("--study", type=Path, metavar="FILE", help="methods x trainings x K x draws; resumable")
     args = parser.parse_args(argv)
     if sum(way is not None for way in (args.checkpoint, args.table, args.study)) != 1:
         parser.error("expected CHECKPOINT, --table FILE... or --study FILE")
+    if args.scoring and not args.checkpoint:
+        parser.error("expected CHECKPOINT beside --scoring; a study file has `scoring:` of a method")
+    if args.per_class and args.study:
+        parser.error("expected CHECKPOINT or --table beside --per-class")
     return args
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
-    from fsdet.evaluation.summary import read_results, table
+    from fsdet.evaluation.summary import read_results
 
     if args.table:
-        print(table([read_results(path) for path in args.table], [_label(path) for path in args.table]))
+        _show([read_results(path) for path in args.table], [_label(path) for path in args.table], args.per_class)
         return 0
     if args.study:
         from fsdet.tasks import study
@@ -43,8 +52,10 @@ def run(args: argparse.Namespace) -> int:
         print(study.run(existing(args.study, "a study file", "scripts/bench/fewshot.yaml is one"), args.device))
         return 0
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
+    from fsdet.detect.scoring import DEFAULT, Scoring
     from fsdet.tasks import protocol
 
+    scoring = Scoring.parse(args.scoring) if args.scoring else DEFAULT
     if args.json:
         refuse_foreign(args.json, "a results.json", is_json_with("setting", "shots"))
     results = protocol.evaluate_checkpoint(
@@ -58,9 +69,18 @@ def run(args: argparse.Namespace) -> int:
         metric=args.metric,
         split=args.split,
         device=args.device,
+        scoring=scoring,
     )
-    print(table([results], [_label(args.checkpoint)]))
+    _show([results], [_label(args.checkpoint)], args.per_class)
     return 0
+
+
+def _show(results: list[dict], labels: list[str], per_class: bool) -> None:
+    from fsdet.evaluation.summary import per_class_table, table
+
+    print(table(results, labels))
+    if per_class:
+        print(f"\n{per_class_table(results, labels)}")
 
 
 def _label(path: Path) -> str:

@@ -15,7 +15,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
     parser.add_argument("--source", type=Path, required=True, metavar="IMAGE|DIR", help="no videos")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="another folder than the source's")
-    parser.add_argument("--conf", type=_share, default=0.25, metavar="P", help="least score drawn (.25)")
+    parser.add_argument("--conf", type=_share, metavar="P", help="least score of every class (default: what each "
+                        "registered class proposed, .25 for the others)")  # fmt: skip
     add_device(parser)
     return parser.parse_args(argv)
 

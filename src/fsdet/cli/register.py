@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     bank = use.register(args.checkpoint, args.support, args.out, args.device)
     replaced = "" if old is None else f"; replaces a bank of {', '.join(old) or 'no class'}"
     print(f"{args.out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
+    for line in bank.describe():
+        print(f"  {line}")
     print(f"next: {typed(f'fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions')}")
     return 0
 

@@ -1,15 +1,115 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Which column of which branch speaks for which class, and how sure it is."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsdet.detect.postprocess import PROTOTYPE, STANDARD
+from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense, unit
+
+CALIBRATED_FROM = 0.05  # a lower score is not calibrated: it would be lifted by a cosine that says nothing
+CHOICES = {"reduce": ("mean", "best", "lse"), "background": ("off", "subtract", "compete")}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How columns of registered classes are scored. The default is what README and notebook measure.
+
+    reduce: of a class's K instances, their mean embedding; the best of K cosines; or the mean of exponentials (lse),
+    log(1/K sum exp(logit_k)). compete: the sigmoid is multiplied by the share in a softmax over all columns.
+    background: rows of the support images that are not the object, as `sigmoid(s (cos - largest background cos))`
+    (subtract), or as further columns of the class's own softmax (compete, which needs `compete`).
+    objectness: sqrt(objectness * score); the head has no objectness channel, so it is the standard branch's largest
+    sigmoid. calibration: a in a * score + (1 - a) * cosine, for scores above .05; Qiao et al. 2021 (DeFRCN), eq. 5.
+    """
+
+    reduce: str = "mean"
+    compete: bool = True
+    background: str = "off"
+    objectness: bool = False
+    calibration: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(explain(f"{' or '.join(allowed)}", f"'{getattr(self, name)}'", f"scoring {name}",
+                                          f"use one of them.{did_you_mean(getattr(self, name), allowed)}"))  # fmt: skip
+        if not 0 <= self.calibration <= 1:
+            raise ConfigError(explain("a number from 0 to 1", str(self.calibration), "scoring calibration",
+                                      "1 is without, .5 is usual"))  # fmt: skip
+        if self.background == "compete" and not self.compete:
+            raise ConfigError(explain("compete beside background=compete", "compete=false", "scoring",
+                                      "background=subtract does without the softmax"))  # fmt: skip
+
+    def changed(self) -> dict[str, Any]:
+        """{switch: value} of what differs from the default."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "Scoring":
+        """From a mapping, as a study file has it, or as `parse` reads it; background: true is its better form.
+
+        Raises:
+            ConfigError: an unknown switch, or a value it does not take.
+        """
+        kinds = {f.name: type(f.default) for f in fields(Scoring)}
+        out: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in kinds:
+                raise ConfigError(explain(f"one of {', '.join(kinds)}", f"'{name}'", "scoring",
+                                          f"correct the switch.{did_you_mean(str(name), kinds)}"))  # fmt: skip
+            out[name] = _value(name, value, kinds[name])
+        return Scoring(**out)
+
+    @staticmethod
+    def parse(text: str) -> "Scoring":
+        """From `reduce=best,background=true`. Raises ConfigError."""
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if any(not sign or not value for _, sign, value in pairs):
+            raise ConfigError(explain("switch=value,switch=value", f"'{text}'", "scoring", "write reduce=best"))
+        return Scoring.of({name.strip(): value.strip() for name, _, value in pairs})
+
+
+def _value(name: str, value: Any, kind: type) -> Any:
+    """`value` of a switch as its own type."""
+    truth = {"true": True, "on": True, "false": False, "off": False}.get(str(value).lower())
+    if name == "background" and truth is not None:
+        return BACKGROUND_FORM if truth else "off"
+    if kind is bool and truth is not None:
+        return truth
+    try:
+        return kind(value) if kind is not bool and not isinstance(value, bool) else {}[value]
+    except (TypeError, ValueError, KeyError):
+        wanted = {bool: "true or false", float: "a number", str: " or ".join(CHOICES.get(name, ()))}[kind]
+        raise ConfigError(explain(wanted, repr(value), f"scoring {name}", "correct the value")) from None
+
+
+BACKGROUND_FORM = "subtract"  # what background=true means
+DEFAULT = Scoring()
+
+
+@dataclass(frozen=True, eq=False)
+class ClassShots:
+    """One class's support: instances [K, D] unit rows; negatives [m, D] unit rows of the same images that are not the
+    object, and the shot [m] that each of them is from."""
+
+    instances: Tensor
+    negatives: Tensor
+    shot: Tensor
+
+    def without(self, shots: Sequence[int]) -> "ClassShots":
+        """The class as if it had been registered without these of its shots."""
+        left = torch.ones(len(self.instances), dtype=torch.bool, device=self.instances.device)
+        left[list(shots)] = False
+        number = left.cumsum(0) - 1
+        kept = left[self.shot]
+        return ClassShots(self.instances[left], self.negatives[kept], number[self.shot[kept]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +117,8 @@ class Vocabulary:
     """What to look for. standard: classes read from the standard branch, as its columns; labels they get.
 
     prototypes: [N, D] unit rows with `prototype_labels` [N]; `proxies`: learnt prototypes read as classes, as rows of
-    the model's proxies, with their labels.
+    the model's proxies, with their labels. shots: what each prototype was made of, for `scoring` other than the
+    default, which needs the prototypes alone.
     """
 
     standard: tuple[int, ...] = ()
@@ -26,6 +127,8 @@ class Vocabulary:
     prototype_labels: tuple[int, ...] = ()
     proxies: tuple[int, ...] = ()
     proxy_labels: tuple[int, ...] = ()
+    shots: tuple[ClassShots, ...] = ()
+    scoring: Scoring = DEFAULT
 
     def columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(branch [T] uint8, labels [T] int64) of the score columns."""
@@ -35,12 +138,21 @@ class Vocabulary:
         return (torch.tensor(branch, dtype=torch.uint8, device=device),
                 torch.tensor(labels, dtype=torch.int64, device=device))  # fmt: skip
 
+    def without(self, column: int, shots: Sequence[int]) -> "Vocabulary":
+        """The same with prototype `column` made without these of its shots; at least one is left."""
+        kept = self.shots[column].without(shots)
+        prototypes = self.prototypes.clone()  # type: ignore[union-attr]
+        prototypes[column] = unit(kept.instances.mean(0))
+        every = (*self.shots[:column], kept, *self.shots[column + 1 :])
+        return replace(self, prototypes=prototypes, shots=every)
+
 
 def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
     """[B, A, T] scores in [0, 1] in the order of `Vocabulary.columns`.
 
     A standard column scores its sigmoid. A column of the prototype branch scores its sigmoid times its share in a
-    softmax over all columns: what a base class explains better is no find of a new class (docs/notebook.md).
+    softmax over all columns: what a base class explains better is no find of a new class (docs/notebook.md). `Scoring`
+    changes that for the support's prototypes, `compete` for proxies too.
     """
     own = dense.standard[..., list(words.standard)]
     rows = []
@@ -51,8 +163,61 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
     if not rows:
         return own.sigmoid()
     logits = model.head.similarity_logits(dense.embeddings, torch.cat(rows))
+    if words.scoring != DEFAULT and words.prototype_labels:
+        return torch.cat((own.sigmoid(), _switched(model, dense, words, own, logits)), -1)
     share = torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
     return torch.cat((own.sigmoid(), logits.sigmoid() * share), -1)
+
+
+def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor, logits: Tensor) -> Tensor:
+    """[B, A, N + proxies] scores of the prototype branch under `words.scoring`."""
+    how, n = words.scoring, len(words.prototype_labels)
+    logits = torch.cat((_reduced(model, dense, words, logits[..., :n]), logits[..., n:]), -1)
+    sure, rivals = logits, None
+    if how.background != "off":
+        rivals = _largest_negative(model, dense, words)
+    if how.background == "subtract":  # biases cancel: scale * (cosine - cosine)
+        sure = torch.cat((torch.where(rivals > -torch.inf, logits[..., :n] - rivals, logits[..., :n]), logits[..., n:]),
+                         -1)  # fmt: skip
+    score = sure.sigmoid()
+    if how.compete:
+        whole = torch.cat((own, logits), -1).logsumexp(-1, keepdim=True).expand_as(logits)
+        if how.background == "compete":
+            whole = torch.cat((torch.logaddexp(whole[..., :n], rivals), whole[..., n:]), -1)
+        score = score * (logits - whole).exp()
+    score, learnt = score[..., :n], score[..., n:]
+    if how.objectness and dense.standard.shape[-1]:
+        score = (dense.standard.amax(-1, keepdim=True).sigmoid() * score).sqrt()
+    if how.calibration < 1:
+        cosine = (logits[..., :n] - model.head.bias) / model.head.scale()
+        mixed = how.calibration * score + (1 - how.calibration) * cosine.clamp(0, 1)
+        score = torch.where(score > CALIBRATED_FROM, mixed, score)
+    return torch.cat((score, learnt), -1)
+
+
+def _reduced(model: DualDetector, dense: Dense, words: Vocabulary, mean: Tensor) -> Tensor:
+    """[B, A, N] logits of classes from those of their instances."""
+    if words.scoring.reduce == "mean":
+        return mean
+    each = _of_classes(model, dense, [s.instances for s in words.shots])
+    if words.scoring.reduce == "best":
+        return torch.stack([logits.amax(-1) for logits in each], -1)
+    return torch.stack([logits.logsumexp(-1) - torch.tensor(float(logits.shape[-1])).log() for logits in each], -1)
+
+
+def _largest_negative(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
+    """[B, A, N] logits of the background row that is most like a place, by class; -inf for a class that has none.
+
+    Only a class's own rows count: what stands beside one class in its support may be an object of another.
+    """
+    each = _of_classes(model, dense, [s.negatives for s in words.shots])
+    lost = dense.embeddings.new_full(dense.embeddings.shape[:2], -torch.inf)
+    return torch.stack([logits.amax(-1) if logits.shape[-1] else lost for logits in each], -1)
+
+
+def _of_classes(model: DualDetector, dense: Dense, rows: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Logits of all rows in one product, cut by class."""
+    return model.head.similarity_logits(dense.embeddings, torch.cat(list(rows))).split([len(r) for r in rows], -1)
 
 
 def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:

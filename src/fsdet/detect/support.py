@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Labelled instances to embeddings, the way training reads them: a window at native scale, pooled by the detector."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
+from fsdet.boxes import iou_matrix
 from fsdet.data.collate import to_tensor
-from fsdet.data.transforms import Sample, support_window
+from fsdet.data.transforms import Sample, letterbox, support_window
 from fsdet.models.detector import DualDetector
+from fsdet.models.heads import Dense
 
 VIEWS = tuple((zoom, mirrored) for zoom in (1.0, 0.6, 1.6) for mirrored in (False, True))  # .05 nAP50 at 1 shot
+BACKGROUND_BELOW, HARD_BELOW = 0.2, 0.5  # IoU with the object
+NEGATIVES = 4  # rows of background, and as many hard ones, kept of a shot
 
 
 @torch.inference_mode()
@@ -44,3 +49,57 @@ def embed_instances(model: DualDetector, instances: Iterable[tuple[Sample, int]]
         return torch.zeros(0, model.head.proxies.shape[-1], device=device)
     seen = torch.cat(out).unflatten(0, (-1, len(views))).mean(1)
     return torch.nn.functional.normalize(seen, dim=-1)
+
+
+def whole_images(model: DualDetector, samples: Iterable[Sample], size: int,
+                 batch: int = 16) -> Iterator[tuple[Dense, np.ndarray]]:  # fmt: skip
+    """The head's answer to each support image as a query is looked at: (Dense of one image, boxes [m, 4] px of it).
+
+    Args:
+        samples: at network scale. size: side of the network's input, px, into which they are letterboxed.
+    """
+    device = model.head.bias.device
+    pending: list[Sample] = []
+
+    def answers() -> Iterator[tuple[Dense, np.ndarray]]:
+        placed = [letterbox(s.image, size) for s in pending]
+        dense = model.dense(to_tensor([image for image, _, _ in placed], size).to(device))
+        for i, (sample, (_, factor, padding)) in enumerate(zip(pending, placed, strict=True)):
+            yield one_image(dense, i), sample.boxes * np.float32(factor) + np.float32([*padding, *padding])
+        pending.clear()
+
+    for sample in samples:
+        pending.append(sample)
+        if len(pending) == batch:
+            yield from answers()
+    if pending:
+        yield from answers()
+
+
+def one_image(dense: Dense, index: int) -> Dense:
+    """Image `index` of a batch as a batch of one, without what scoring does not read."""
+    row = slice(index, index + 1)
+    return Dense(dense.points, dense.strides, dense.box_logits[row], dense.boxes[row], dense.embeddings[row],
+                 dense.standard[row])  # fmt: skip
+
+
+def negative_rows(dense: Dense, own: Tensor, others: Tensor, like: Tensor) -> Tensor:
+    """What a shot's image shows that is not the object and looks most like it: [m <= 2 NEGATIVES, D] unit rows.
+
+    NEGATIVES of the background (boxes with IoU < .2) and as many hard ones (loose boxes of the object, IoU .2 to .5),
+    each from another place. Zhang et al. 2022 (Kernelized few-shot detection) and others keep such prototypes.
+
+    Args:
+        dense: of the one image. own: [4] px, the shot. others: [n, 4] px, the class's other objects in the image, near
+            which nothing is taken. like: [D], the shot's embedding.
+    """
+    places, rows = dense.boxes[0], dense.embeddings[0].float()
+    fit = iou_matrix(own[None], places)[0]
+    beside = iou_matrix(others, places).amax(0) if len(others) else torch.zeros_like(fit)
+    kinds = (fit < BACKGROUND_BELOW, (fit >= BACKGROUND_BELOW) & (fit < HARD_BELOW))
+    chosen = []
+    for kind in kinds:
+        index = (kind & (beside < BACKGROUND_BELOW)).nonzero()[:, 0]
+        likeness = rows[index] @ like
+        chosen.append(index[nms(places[index], likeness, HARD_BELOW)[:NEGATIVES]])
+    return rows[torch.cat(chosen)]

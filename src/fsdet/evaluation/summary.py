@@ -14,6 +14,7 @@ from fsdet.files import write_durably
 
 FIGURES = ("nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "fp_per_image", "recall")
 STAMPS = ("setting", "metric", "tta")  # results that differ in one of these are not comparable
+AT_THRESHOLD = ("fp_per_image", "recall", "threshold")  # at the thresholds that registration proposes
 _COUNTED = {"fp_per_image"}  # printed as they are; the others are shares, printed in per cent
 _T975 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 
@@ -95,8 +96,8 @@ def results_json(
 ) -> dict:
     """The dict of results.json.
 
-    standard: {"bAP50", "bAP"} of the standard head alone. shots: {K: one row of `figures` per seed}. `extra` keys are
-    added as they are; TTA is off and said so.
+    standard: {"bAP50", "bAP"} of the standard head alone. shots: {K: one row of `figures` per seed}, which may hold
+    {"at_threshold": the figures of AT_THRESHOLD}. `extra` keys are added as they are; TTA is off and said so.
     Raises:
         ShapeError: a K has another number of rows than there are seeds.
     """
@@ -110,12 +111,19 @@ def results_json(
         "seeds": list(seeds),
         "tta": False,
         "standard": {key: float(standard[key]) for key in ("bAP50", "bAP")},
-        "shots": {
-            str(k): {key: interval(row[key] for row in rows) for key in FIGURES} for k, rows in sorted(shots.items())
-        },
+        "shots": {str(k): _of_draws(rows) for k, rows in sorted(shots.items())},
         "ms_per_image": float(ms_per_image),
         **extra,
     }
+
+
+def _of_draws(rows: Sequence[Mapping]) -> dict:
+    """{figure: interval over the draws}, with those at the proposed thresholds where every draw has them."""
+    out = {key: interval(row[key] for row in rows) for key in FIGURES}
+    at = [row["at_threshold"] for row in rows if "at_threshold" in row]
+    if len(at) == len(rows):
+        out["at_threshold"] = {key: interval(row[key] for row in at) for key in AT_THRESHOLD}
+    return out
 
 
 def write_json(path: str | Path, value: object) -> Path:
@@ -147,18 +155,43 @@ def table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
     for result, label in zip(results, labels, strict=True):
         _checked(result, label)
     _refuse_mixture(results, labels)
-    head = ("", "K", "draws", "nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "FP/image", "recall", "ms/image")
-    rows = [row for result, label in zip(results, labels, strict=True) for row in _rows(result, label)]
+    thresholds = any("at_threshold" in shot for result in results for shot in result["shots"].values())
+    head = ("", "K", "draws", "nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "FP/image", "recall",
+            *(("FP/image at t", "recall at t") if thresholds else ()), "ms/image")  # fmt: skip
+    rows = [row for result, label in zip(results, labels, strict=True) for row in _rows(result, label, thresholds)]
     first = results[0]
     title = (
         f"setting {first['setting']}, metric {first['metric']}, TTA {'on' if first['tta'] else 'off'}; "
         "mean ± 1.96 std / sqrt(draws), per cent except FP/image and ms/image; '-': no such ground truth"
+        + ("; t: the threshold that registration proposes for each class" if thresholds else "")
     )
     stamps = [
         f"{label}: checkpoint {str(r['checkpoint_sha256'])[:12]}, seeds {', '.join(map(str, r['seeds']))}"
+        + "".join(f", {switch} {value}" for switch, value in r.get("scoring", {}).items())
         for r, label in zip(results, labels, strict=True)
     ]
     return "\n".join((title, "", *_markdown(head, rows), "", *stamps))
+
+
+def per_class_table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
+    """Markdown: AP50 of each novel class in per cent, a column per result and K, mean ± ci95 over the draws.
+
+    A file that does not say which classes are novel shows all of its classes.
+    Raises:
+        DataError: results of different setting, metric or TTA, or none of them has figures by class.
+        ShapeError: not one label per result.
+    """
+    if len(results) != len(labels):
+        raise ShapeError(f"per_class_table expects {len(results)} labels, got {len(labels)}")
+    _refuse_mixture(results, labels)
+    columns = [(f"{label}, K = {k}", found, result.get("novel"))
+               for result, label in zip(results, labels, strict=True)
+               for k, found in sorted(result.get("per_class", {}).items(), key=lambda item: int(item[0]))]  # fmt: skip
+    if not columns:
+        raise DataError(explain("AP50 by class", "none", ", ".join(labels), "make the files again: fsdet eval --json"))
+    names = list(dict.fromkeys(name for _, found, novel in columns for name in (found if novel is None else novel)))
+    rows = [[name, *(_cell(found, name) for _, found, _ in columns)] for name in names]
+    return "\n".join(_markdown(("AP50", *(head for head, _, _ in columns)), rows))
 
 
 def _plain(value: object) -> object:
@@ -204,15 +237,23 @@ def _refuse_mixture(results: Sequence[Mapping], labels: Sequence[str]) -> None:
             )
 
 
-def _rows(result: Mapping, label: str) -> list[list[str]]:
+def _rows(result: Mapping, label: str, thresholds: bool) -> list[list[str]]:
     standard, ms = result["standard"], _number(result.get("ms_per_image"), 1)
+    at = AT_THRESHOLD[:2] if thresholds else ()
     draws = str(len(result["seeds"]))
     rows = [
-        [label, str(k), draws, *(_cell(shot, key) for key in FIGURES), ms]
+        [
+            label,
+            str(k),
+            draws,
+            *(_cell(shot, key) for key in FIGURES),
+            *(_cell(shot.get("at_threshold", {}), key) for key in at),
+            ms,
+        ]
         for k, shot in sorted(result["shots"].items(), key=lambda item: int(item[0]))
     ]
     base = [_number(standard.get(key), 1, 100) for key in ("bAP50", "bAP")]
-    return [[f"{label}, standard head", "-", "-", "-", "-", *base, "-", "-", "-", "-", ms], *rows]
+    return [[f"{label}, standard head", "-", "-", "-", "-", *base, "-", "-", "-", "-", *("-" for _ in at), ms], *rows]
 
 
 def _cell(shot: Mapping, key: str) -> str:

@@ -3,7 +3,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,23 +11,24 @@ import torch
 
 from fsdet.bank import PrototypeBank
 from fsdet.data import sources
-from fsdet.data.shots import draw_shots
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
-from fsdet.detect.scoring import Vocabulary, own_classes
-from fsdet.detect.support import embed_instances
-from fsdet.errors import DataError, explain
+from fsdet.detect.calibration import USUAL
+from fsdet.detect.predictor import class_shots
+from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, own_classes
+from fsdet.errors import ConfigError, DataError, explain
 from fsdet.evaluation import summary
-from fsdet.evaluation.scorer import Scorer, fp_per_image
+from fsdet.evaluation.scorer import Scorer, Scores, fp_per_image
 from fsdet.models.build import model_sha256
 from fsdet.progress import track
 from fsdet.tasks.gallery import draw_gallery
 from fsdet.tasks.loading import Trained, data_of, load_trained
-from fsdet.tasks.validation import dense_batches, detect_batch, shot_prototypes, without_classes
+from fsdet.tasks.registration import Key, Registered, draw_registered
+from fsdet.tasks.validation import dense_batches, detect_batch, without_classes
 from fsdet.types import Detections
 
 log = logging.getLogger("fsdet")
-FP_THRESHOLD = 0.25  # the confidence that fsdet predict shows by default
+FP_THRESHOLD = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,46 +51,30 @@ class Study:
         return list(range(len(self.data.base), len(self.data.names)))
 
 
-def draw_vocabularies(trained: Trained, study: Study) -> dict[tuple[int, int], Vocabulary]:
-    """{(K, seed): vocabulary} from split support; each instance is embedded once however many draws use it."""
-    records = study.data.split("support")
-    draws = {seed: draw_shots(records, study.novel, list(study.shots), seed, study.data.names) for seed in study.seeds}
-    wanted = sorted({pick for shots in draws.values() for picks in shots.values() for pick in picks})
-    row = {pick: i for i, pick in enumerate(wanted)}
-    store = ImageStore(records, trained.spec["image_size"])
-    embeddings = embed_instances(trained.model, (store.instance(*p) for p in wanted), trained.spec["support_size"])
-    out = {}
-    for seed, shots in draws.items():
-        rows = [[row[p] for p in shots[c]] for c in study.novel]
-        for k in study.shots:
-            out[k, seed] = _vocabulary(trained, study, shot_prototypes(embeddings, rows, k))
-    return out
-
-
-def _vocabulary(trained: Trained, study: Study, prototypes: torch.Tensor,
-                labels: Sequence[int] | None = None) -> Vocabulary:  # fmt: skip
-    """Prototypes of novel classes, beside the model's base classes in G-FSOD."""
-    own = own_classes(study.base if study.setting == "gfsod" else (), len(study.base), trained.spec["mode"])
-    return replace(own, prototypes=prototypes, prototype_labels=tuple(study.novel if labels is None else labels))
+def _own(trained: Trained, study: Study) -> Vocabulary:
+    """The model's base classes in G-FSOD, none in FSOD."""
+    return own_classes(study.base if study.setting == "gfsod" else (), len(study.base), trained.spec["mode"])
 
 
 @torch.inference_mode()
-def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabulary]) -> tuple[dict, float]:
-    """({key: [Detections per image]}, ms per image of one pass with one vocabulary)."""
+def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabulary]) -> tuple[dict, dict]:
+    """({key: [Detections per image]}, {key: ms per image of a pass with that vocabulary alone}); one pass in all."""
     store = ImageStore(study.data.split(study.split), trained.spec["image_size"])
     found: dict[object, list[Detections]] = {key: [] for key in words}
     batches = dense_batches(trained.model, store, trained.spec["image_size"])
-    began, selecting = time.perf_counter(), 0.0
+    began, selecting = time.perf_counter(), dict.fromkeys(words, 0.0)
     for indices, dense, placed in track(batches, "evaluate", -(-len(store.records) // 16)):
-        start = time.perf_counter()
         for key, vocabulary in words.items():
+            start = time.perf_counter()
             found[key] += detect_batch(trained.model, dense, vocabulary, placed, [store.records[i] for i in indices])
-        selecting += time.perf_counter() - start
-    network = time.perf_counter() - began - selecting
-    return found, 1000 * (network + selecting / max(len(words), 1)) / max(len(store.records), 1)
+            selecting[key] += time.perf_counter() - start
+    network = time.perf_counter() - began - sum(selecting.values())
+    images = max(len(store.records), 1)
+    return found, {key: 1000 * (network + own) / images for key, own in selecting.items()}
 
 
-def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, json_out: Path | None = None) -> dict:
+def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, json_out: Path | None = None,
+             scoring: Scoring = DEFAULT) -> dict:  # fmt: skip
     """The dict of results.json for one checkpoint.
 
     A stage-3 checkpoint knows its novel classes itself: it is evaluated once, under the K it was fine-tuned with.
@@ -100,25 +85,41 @@ def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, 
     if not study.novel:
         raise DataError(explain("novel classes to evaluate", "none in the data YAML", "key novel",
                                 "list them under novel:"))  # fmt: skip
-    keyed = vocabularies(trained, study, bank)
-    found, ms = detections_of(
-        trained, study, {"standard": own_classes(study.base, len(study.base), trained.spec["mode"]), **keyed}
-    )
-    results = _results(trained, study, found, ms, list(keyed))
+    if scoring != DEFAULT and bank is None and trained.finetuned:
+        raise ConfigError(explain("a checkpoint that registers classes, or a bank", "one of stage 3",
+                                  str(trained.path), "its novel classes are its own; leave --scoring out"))  # fmt: skip
+    [(results, keyed, found)] = evaluations(trained, study, bank, (scoring,))
     if json_out is not None:
         summary.write_json(json_out, results)
         draw_gallery(trained, study, keyed, found, results, json_out.parent)
     return results
 
 
-def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> dict[tuple[int, int], Vocabulary]:
-    """{(K, seed): what to look for}: the model's own classes in stage 3, a bank's, or draws from split support."""
+def evaluations(trained: Trained, study: Study, bank: PrototypeBank | None,
+                scorings: Sequence[Scoring]) -> list[tuple[dict, dict, dict]]:  # fmt: skip
+    """(results, {(K, seed): vocabulary}, {(K, seed): detections}) of each scoring; the images are looked at once."""
+    keyed = registered(trained, study, bank, scorings)
+    alone = own_classes(study.base, len(study.base), trained.spec["mode"])
+    found, ms = detections_of(trained, study, {"standard": alone, **{key: r.words for key, r in keyed.items()}})
+    judge = Judge(study)
+    out = []
+    for scoring in scorings:
+        mine = {key: (keyed[key], found[key]) for key in keyed if key[0] == scoring}
+        results = judge.results(trained, found["standard"], mine, sum(ms[key] for key in mine) / len(mine))
+        words = {key[1:]: r.words for key, (r, _) in mine.items()}
+        out.append((results, words, {key[1:]: detections for key, (_, detections) in mine.items()}))
+    return out
+
+
+def registered(trained: Trained, study: Study, bank: PrototypeBank | None,
+               scorings: Sequence[Scoring] = (DEFAULT,)) -> dict[Key, Registered]:  # fmt: skip
+    """{(scoring, K, seed): what to look for}: the model's own classes in stage 3, a bank's, or draws from support."""
     if bank is None and trained.finetuned:
         classes = [*study.base, *study.novel] if study.setting == "gfsod" else study.novel
         own = own_classes(classes, len(study.base), trained.spec["mode"])
-        return {(int(trained.spec["shots"]), 0): own}
+        return {(scoring, int(trained.spec["shots"]), 0): Registered(own) for scoring in scorings}
     if bank is None:
-        return draw_vocabularies(trained, study)
+        return draw_registered(trained, study.data, study.shots, study.seeds, _own(trained, study), scorings)
     bank.check_model(model_sha256(trained.model), "bank")
     known = [i for i, n in enumerate(bank.names) if n in study.data.names]
     if known and (absent := [n for n in study.data.novel if n not in bank.names]):
@@ -127,9 +128,13 @@ def vocabularies(trained: Trained, study: Study, bank: PrototypeBank | None) -> 
     if not known:
         raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", "bank",
                                 "register classes by the names that the data YAML lists under novel"))  # fmt: skip
-    labels = [study.data.names.index(bank.names[i]) for i in known]
-    prototypes = bank.prototypes()[known].to(trained.model.head.bias.device)
-    return {(min(len(t) for t in bank.instances), 0): _vocabulary(trained, study, prototypes, labels)}
+    labels = tuple(study.data.names.index(bank.names[i]) for i in known)
+    device = trained.model.head.bias.device
+    words = replace(_own(trained, study), prototypes=bank.prototypes()[known].to(device), prototype_labels=labels,
+                    shots=tuple(class_shots(bank, i, device) for i in known))  # fmt: skip
+    proposed = {c: bank.thresholds[i] for c, i in zip(labels, known, strict=True) if bank.thresholds[i] is not None}
+    least = min(len(t) for t in bank.instances)
+    return {(scoring, least, 0): Registered(replace(words, scoring=scoring), proposed or None) for scoring in scorings}
 
 
 def _same_classes(trained: Trained, data: DataSet) -> None:
@@ -144,32 +149,59 @@ def _same_classes(trained: Trained, data: DataSet) -> None:
                                 data.name, "name a data set of these classes with --data"))  # fmt: skip
 
 
-def _results(trained: Trained, study: Study, found: Mapping, ms: float, keys: Iterable[tuple[int, int]]) -> dict:
-    records = study.data.split(study.split)
-    scorer = Scorer(records, len(study.data.names), study.metric)
-    base_only = Scorer(without_classes(records, len(study.data.base)), len(study.data.names), study.metric)
-    standard = base_only.score(found["standard"])
-    rows: dict[int, list] = {}
-    scores: dict[int, list] = {}
-    for k, seed in keys:
-        score = scorer.score(found[k, seed])
-        false = fp_per_image(records, found[k, seed], study.novel, FP_THRESHOLD)
-        rows.setdefault(k, []).append(
-            summary.figures(score, study.base if study.setting == "gfsod" else (), study.novel, false)
-        )
-        scores.setdefault(k, []).append(score)
-    alone = {"bAP50": standard.ap50(study.base), "bAP": standard.ap(study.base)}
-    return summary.results_json(
-        setting=study.setting, metric=study.metric, checkpoint_sha256=trained.sha256,
-        seeds=sorted({s for _, s in keys}), standard=alone,
-        shots=rows, ms_per_image=ms, stage=trained.spec["stage"], split=study.split, images=len(records),
-        per_class={str(k): summary.per_class(s, study.data.names) for k, s in scores.items()})  # fmt: skip
+class Judge:
+    """Scores detections against a study's split; what the truth is is prepared once."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.records = study, study.data.split(study.split)
+        names = study.data.names
+        self.scorer = Scorer(self.records, len(names), study.metric)
+        self.base_only = Scorer(without_classes(self.records, len(study.data.base)), len(names), study.metric)
+
+    def results(self, trained: Trained, standard: Sequence[Detections],
+                draws: Mapping[Key, tuple[Registered, Sequence[Detections]]], ms: float) -> dict:  # fmt: skip
+        """The dict of results.json; draws: what was looked for and found, of one scoring."""
+        study = self.study
+        alone = self.base_only.score(standard)
+        rows: dict[int, list] = {}
+        scores: dict[int, list[Scores]] = {}
+        base = study.base if study.setting == "gfsod" else ()
+        for (_, k, _), (known, found) in draws.items():
+            score = self.scorer.score(found)
+            false = fp_per_image(self.records, found, study.novel, FP_THRESHOLD)
+            row = summary.figures(score, base, study.novel, false)
+            if known.thresholds is not None:
+                row["at_threshold"] = self.at_threshold(known.thresholds, found)
+            rows.setdefault(k, []).append(row)
+            scores.setdefault(k, []).append(score)
+        [scoring] = {key[0] for key in draws}
+        extra = {"scoring": scoring.changed()} if scoring != DEFAULT else {}
+        return summary.results_json(
+            setting=study.setting, metric=study.metric, checkpoint_sha256=trained.sha256,
+            seeds=sorted({key[2] for key in draws}), shots=rows, ms_per_image=ms, stage=trained.spec["stage"],
+            standard={"bAP50": alone.ap50(study.base), "bAP": alone.ap(study.base)},
+            split=study.split, images=len(self.records), novel=list(study.data.novel), **extra,
+            per_class={str(k): summary.per_class(s, study.data.names) for k, s in scores.items()})  # fmt: skip
+
+    def at_threshold(self, thresholds: Mapping[int, float], found: Sequence[Detections]) -> dict[str, float]:
+        """False positives an image without any of the classes, recall at IoU .5, and the mean threshold.
+
+        A novel class that was not registered is never found and counts as missed.
+        """
+        limit = torch.full((len(self.study.data.names),), torch.inf)
+        limit[list(thresholds)] = torch.tensor(list(thresholds.values()))
+        sure = [d.above(limit) for d in found]
+        return {
+            "fp_per_image": fp_per_image(self.records, sure, self.study.novel, 0.0),
+            "recall": self.scorer.score(sure).recall(self.study.novel),
+            "threshold": sum(thresholds.values()) / len(thresholds),
+        }
 
 
 def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shots: Sequence[int] | None = None,
                         seeds: int | None = None, bank: Path | None = None, json_out: Path | None = None,
                         setting: str | None = None, metric: str | None = None, split: str = "test",
-                        device: str = "cpu") -> dict:  # fmt: skip
+                        device: str = "cpu", scoring: Scoring = DEFAULT) -> dict:  # fmt: skip
     """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`."""
     trained = load_trained(checkpoint, device)
     loaded = sources.load(data or data_of(trained))
@@ -179,4 +211,17 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
                     trained.spec["shots"])  # fmt: skip
     study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
                   metric or "coco")  # fmt: skip
-    return evaluate(trained, study, PrototypeBank.load(bank) if bank else None, json_out and Path(json_out))
+    bank_read = PrototypeBank.load(bank) if bank else None
+    return evaluate(trained, study, bank_read, json_out and Path(json_out), scoring)
+
+
+def evaluate_scorings(checkpoint: str | Path, scorings: Sequence[Scoring], *, data: str, shots: Sequence[int],
+                      seeds: int, setting: str, metric: str, split: str, device: str) -> list[dict]:  # fmt: skip
+    """`evaluate_checkpoint` under several scorings, by one look at the images."""
+    trained = load_trained(checkpoint, device)
+    loaded = sources.load(data)
+    _same_classes(trained, loaded)
+    study = Study(loaded, split, tuple(shots), tuple(range(seeds)), setting, metric)
+    if len(scorings) == 1 or trained.finetuned:
+        return [evaluate(trained, study, scoring=scoring) for scoring in scorings]
+    return [results for results, _, _ in evaluations(trained, study, None, scorings)]

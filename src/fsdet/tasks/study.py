@@ -19,12 +19,13 @@ from pydantic import Field, ValidationError
 from fsdet import config as configs
 from fsdet import tasks, yaml_strict
 from fsdet.config import Section
+from fsdet.detect.scoring import Scoring
 from fsdet.engine.checkpoint import is_finished
 from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.evaluation import summary
 from fsdet.files import write_durably
 from fsdet.pictures import plot_shots
-from fsdet.tasks.protocol import evaluate_checkpoint
+from fsdet.tasks.protocol import evaluate_checkpoint, evaluate_scorings
 
 log = logging.getLogger("fsdet")
 SHARED = ("setting", "metric", "split")
@@ -33,12 +34,14 @@ SHARED = ("setting", "metric", "split")
 class Method(Section):
     """checkpoints: one per training of the detector. config: the stage-3 file that each is fine-tuned by, for every K
     and draw; without it classes are registered and nothing is trained. overrides: key=value words for that file.
-    results: finished results.json files instead, of a rival for example.
+    scoring: switches of detect/scoring.py for registered classes, such as {reduce: best}. results: finished
+    results.json files instead, of a rival for example.
     """
 
     checkpoints: tuple[str, ...] = ()
     config: str | None = None
     overrides: tuple[str, ...] = ()
+    scoring: dict[str, Any] = Field(default_factory=dict)
     results: tuple[str, ...] = ()
 
 
@@ -84,9 +87,21 @@ def read_plan(path: Path) -> Plan:
         problems += [f"{where}: method '{name}': expected a file, got nothing at '{p}'" for p in missing]
         if bool(method.checkpoints) == bool(method.results):
             problems.append(f"{where}: method '{name}': expected either checkpoints or results")
+        if method.scoring and (method.config or method.results):
+            problems.append(f"{where}: method '{name}': expected scoring where classes are registered, without config "
+                            "or results")  # fmt: skip
+        problems += _scoring_problem(f"{document.where(('methods', name, 'scoring'))}: method '{name}'", method)
     if problems or plan is None:
         raise ConfigError("\n  ".join([f"{len(problems)} problems in a study:", *problems]))
     return plan
+
+
+def _scoring_problem(where: str, method: Method) -> list[str]:
+    try:
+        Scoring.of(method.scoring)
+    except ConfigError as error:
+        return [f"{where}: {error}"]
+    return []
 
 
 def run(path: Path, device: str = "auto") -> str:
@@ -96,6 +111,7 @@ def run(path: Path, device: str = "auto") -> str:
         ConfigError: the study file. UserError, DataError, CheckpointError: of a cell; what was made before it stays.
     """
     plan = read_plan(path)
+    _register_together(plan, device)
     merged: dict[str, dict] = {}
     for name, method in plan.methods.items():
         found = [summary.read_results(p) for p in method.results]
@@ -123,6 +139,24 @@ def _cells(plan: Plan, name: str, method: Method) -> Iterator[Cell]:
                 yield Cell(folder / f"{k}shot_seed{seed}", Path(checkpoint), method, (k,), seed)
 
 
+def _register_together(plan: Plan, device: str) -> None:
+    """Make the missing cells that train nothing: those of one checkpoint by one look at the images."""
+    missing: dict[Path, list[Cell]] = {}
+    for name, method in plan.methods.items():
+        for cell in _cells(plan, name, method):
+            if cell.seed is None and not (cell.folder / "results.json").is_file():
+                missing.setdefault(cell.checkpoint, []).append(cell)
+    for checkpoint, cells in missing.items():
+        log.info("study: %s", ", ".join(str(cell.folder) for cell in cells))
+        scorings = list(dict.fromkeys(Scoring.of(cell.method.scoring) for cell in cells))
+        shared = {key: getattr(plan, key) for key in ("data", "shots", "seeds", *SHARED)}
+        found = evaluate_scorings(checkpoint, scorings, device=device, **shared)
+        by_scoring = dict(zip(scorings, found, strict=True))
+        for cell in cells:
+            results = by_scoring[Scoring.of(cell.method.scoring)]
+            summary.write_json(cell.folder / "results.json", {**results, "study": _stamp(cell, plan)})
+
+
 def _made(cell: Cell, plan: Plan, device: str) -> dict:
     """The cell's results, read when they are there."""
     stamp, out = _stamp(cell, plan), cell.folder / "results.json"
@@ -133,7 +167,7 @@ def _made(cell: Cell, plan: Plan, device: str) -> dict:
         raise ConfigError(explain("results of this study's settings", "of other ones", str(out),
                                   "name another `out`, or remove that folder"))  # fmt: skip
     log.info("study: %s", cell.folder)
-    checkpoint = cell.checkpoint if cell.seed is None else _fine_tuned(cell, plan, device)
+    checkpoint = _fine_tuned(cell, plan, device)
     found = evaluate_checkpoint(checkpoint, data=plan.data, shots=cell.shots, seeds=plan.seeds, setting=plan.setting,
                                 metric=plan.metric, split=plan.split, device=device)  # fmt: skip
     summary.write_json(out, {**found, "study": stamp})
@@ -147,6 +181,8 @@ def _stamp(cell: Cell, plan: Plan) -> str:
              plan.data, cell.shots, draws, cell.method.overrides]  # fmt: skip
     if cell.method.config:
         parts.append(configs.dump(configs.load(cell.method.config)))
+    if changed := Scoring.of(cell.method.scoring).changed():
+        parts.append(changed)
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
@@ -173,18 +209,38 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict:
             got = ", ".join(sorted({str(r.get(key)) for r in results}))
             raise ConfigError(explain(f"results of one {key}", got, "study", "compare like with like"))
     ks = sorted({int(k) for r in results for k in r["shots"]})
-    shots = {str(k): {name: summary.interval(_values(results, str(k), name)) for name in summary.FIGURES} for k in ks}
+    shots = {str(k): _merged_shots([r["shots"][str(k)] for r in results if str(k) in r["shots"]]) for k in ks}
     standard = {key: _mean([r["standard"].get(key) for r in results]) for key in ("bAP50", "bAP")}
     draws = max(len(v["nAP50"]["values"]) for v in shots.values())
     hashes = list(dict.fromkeys(str(r["checkpoint_sha256"]) for r in results))
     return {**{k: first.get(k) for k in ("setting", "metric", "split")}, "tta": False, "standard": standard,
             "shots": shots, "seeds": list(range(draws)), "checkpoint_sha256": hashes[0], "checkpoints_sha256": hashes,
-            "ms_per_image": _mean([r["ms_per_image"] for r in results])}  # fmt: skip
+            "ms_per_image": _mean([r["ms_per_image"] for r in results]), **_merged_classes(results, ks),
+            **{key: first[key] for key in ("scoring", "novel") if key in first}}  # fmt: skip
 
 
-def _values(results: Sequence[Mapping], k: str, name: str) -> list[float]:
-    values = [v for r in results if k in r["shots"] for v in r["shots"][k][name]["values"]]
-    return [float("nan") if v is None else v for v in values]
+def _merged_shots(shots: Sequence[Mapping]) -> dict:
+    """One K of several results: intervals over the values of all, at the thresholds too where all have them."""
+    out = {name: _joined([s[name] for s in shots]) for name in summary.FIGURES}
+    if all("at_threshold" in s for s in shots):
+        out["at_threshold"] = {n: _joined([s["at_threshold"][n] for s in shots]) for n in summary.AT_THRESHOLD}
+    return out
+
+
+def _merged_classes(results: Sequence[Mapping], ks: Sequence[int]) -> dict:
+    """{"per_class": {K: {class: interval}}} where every result has it, else nothing."""
+    if not all("per_class" in r for r in results):
+        return {}
+    out = {}
+    for k in map(str, ks):
+        found = [r["per_class"][k] for r in results if k in r["per_class"]]
+        out[k] = {name: _joined([f[name] for f in found if name in f]) for name in found[0]}
+    return {"per_class": out}
+
+
+def _joined(intervals: Sequence[Mapping]) -> dict:
+    """The interval over all values of several."""
+    return summary.interval(float("nan") if v is None else v for i in intervals for v in i["values"])
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -45,8 +45,9 @@ def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu") ->
     """
     predictor = predictor_of(checkpoint, device=device)
     _register_folder(predictor, support)
-    predictor.bank.save(out)
-    return predictor.bank
+    bank = predictor.bank
+    bank.save(out)
+    return bank
 
 
 def _register_folder(predictor: Predictor, support: Path) -> None:
@@ -55,11 +56,15 @@ def _register_folder(predictor: Predictor, support: Path) -> None:
         if name in predictor.classes:
             log.warning("'%s' is a class of the detector itself: what is registered stands in its place", name)
         predictor.register(name, [r.kept(r.labels == label) for r in records if label in r.labels])
+    for line in predictor.odd_shots():
+        log.warning("%s", line)
 
 
 def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
-            conf: float = 0.25, device: str = "cpu") -> str:  # fmt: skip
+            conf: float | None = None, device: str = "cpu") -> str:  # fmt: skip
     """Annotated copies of an image or a folder's images in `out`, and predictions.json; returns a summary.
+
+    conf: least score of every class; None takes each registered class's own threshold, and .25 for the others.
 
     Raises:
         DataError: nothing to look at, a video, or an unreadable image. UserError: `out` is no folder, or the source's.

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A score threshold for each registered class, proposed from the support images alone."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsdet.boxes import iou_matrix
+from fsdet.data.transforms import Jitter, Sample, support_window
+from fsdet.detect.scoring import Vocabulary, class_scores
+from fsdet.models.detector import DualDetector
+from fsdet.models.heads import Dense
+
+USUAL = 0.25  # a class without a proposal, and the model's own classes
+TAIL = 1.5  # standard deviations above the median of what is wrong
+LEAST_RECALL, MOST_RECALL = 0.6, 0.7  # of shots, as the others find them
+PRIOR_SHOTS = 15  # a class with so many shots counts as much as all classes together
+FEW = 8  # images without a class, below which they decide nothing
+LEAST = 0.05  # no threshold is lower
+TINY = 1e-3  # scores have logits from here to 1 - here, so that one shot that is not found at all is no outlier
+FOUND_IOU = 0.5  # overlap at which a place is the shot
+INSIDE = 0.5  # share of a place's box that lies in the object's: above it, it is no place without the object
+COPIES = 8  # of a single shot
+FAR = 0.25  # of cosine, below the median
+COPY = Jitter(scale=0.5, flip=0.5, hsv=(0.015, 0.7, 0.4))
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A shot in its image: any name of the image, and which of the image's boxes it is."""
+
+    image: Hashable
+    box: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """threshold: in [0, 1]. how: what it was read from, in words."""
+
+    threshold: float
+    how: str
+
+
+def copies(sample: Sample, index: int, size: int) -> list[Sample]:
+    """COPIES images of size x size px around an instance, always the same: moved, zoomed, mirrored, recoloured."""
+    out = []
+    for number in range(COPIES):
+        image, box = support_window(sample, index, size, np.random.default_rng(number), COPY)
+        out.append(Sample(image, box[None], sample.labels[index : index + 1]))
+    return out
+
+
+class Calibrator:
+    """Collects what the support images say of each class's scores, one image at a time.
+
+    Args:
+        words: what is looked for, with `shots`. places: the shots of each prototype, in the order of its instances.
+    """
+
+    def __init__(self, model: DualDetector, words: Vocabulary, places: Sequence[Sequence[Place]]) -> None:
+        self.model, self.words, self.places = model, words, places
+        self.positives: list[list[float]] = [[] for _ in places]
+        self.negatives: list[list[float]] = [[] for _ in places]
+        self.held: dict[Hashable, dict[int, list[int]]] = {}
+        for column, shots in enumerate(places):
+            for k, place in enumerate(shots):
+                self.held.setdefault(place.image, {}).setdefault(column, []).append(k)
+
+    def needs_copies(self, column: int) -> bool:
+        """Whether a class has one shot, which no other can find."""
+        return len(self.places[column]) == 1
+
+    def _scores(self, words: Vocabulary, dense: Dense) -> Tensor:
+        """[A, N] of the prototypes."""
+        first = len(words.standard)
+        return class_scores(self.model, dense, words)[0, :, first : first + len(words.prototype_labels)]
+
+    def look(self, image: Hashable, dense: Dense, boxes: Tensor) -> None:
+        """One support image: each class's shots in it as found by its other shots, and its best score elsewhere.
+
+        Args:
+            dense: of the one image. boxes: [m, 4] px of the network's input.
+        """
+        every = self._scores(self.words, dense)
+        held = self.held.get(image, {})
+        for column in range(len(self.places)):
+            shots, score = held.get(column, []), every[:, column]
+            outside = torch.ones_like(score, dtype=torch.bool)
+            for k in shots:
+                outside &= _share_inside(dense.boxes[0], boxes[self.places[column][k].box]) < INSIDE
+            if shots and len(shots) < len(self.places[column]):
+                score = self._scores(self.words.without(column, shots), dense)[:, column]
+            if outside.any():
+                self.negatives[column].append(float(score[outside].max()))
+            if len(self.places[column]) > 1:
+                for k in shots:
+                    others = self._scores(self.words.without(column, [k]), dense)[:, column]
+                    self.positives[column].append(_best_at(others, dense, boxes[self.places[column][k].box]))
+
+    def look_at_copy(self, column: int, dense: Dense, box: Tensor) -> None:
+        """An altered copy of a class's only shot."""
+        self.positives[column].append(_best_at(self._scores(self.words, dense)[:, column], dense, box))
+
+    def proposals(self) -> list[Proposal]:
+        """One for each prototype, after every support image has been looked at."""
+        several = [c for c in range(len(self.places)) if not self.needs_copies(c)]
+        every = [p for c in several for p in self.positives[c]]
+        spreads = [_centre_and_spread(n)[1] for n in self.negatives if len(n) >= FEW]
+        spread = float(np.median(spreads)) if spreads else None
+        out = []
+        for column, (found, wrong) in enumerate(zip(self.positives, self.negatives, strict=True)):
+            single = self.needs_copies(column)
+            out.append(propose(found, wrong, together=None if single else every, spread=spread))
+        return out
+
+
+def _best_at(score: Tensor, dense: Dense, box: Tensor) -> float:
+    """The best score among places that are the object; 0 where no box fits it."""
+    there = iou_matrix(box[None], dense.boxes[0])[0] >= FOUND_IOU
+    return float(score[there].max()) if there.any() else 0.0
+
+
+def _share_inside(boxes: Tensor, outer: Tensor) -> Tensor:
+    """[A] share of each box's area that lies in `outer` [4]."""
+    side = (torch.minimum(boxes[:, 2:], outer[2:]) - torch.maximum(boxes[:, :2], outer[:2])).clamp(min=0)
+    return side.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)
+
+
+def propose(positives: Sequence[float], negatives: Sequence[float], *, together: Sequence[float] | None = None,
+            spread: float | None = None) -> Proposal:  # fmt: skip
+    """The upper end of a class's wrong scores, but between what 70 and what 60 per cent of shots score for the others.
+
+    The upper end is TAIL standard deviations above the median of logits; the deviation is the distance to the upper
+    quartile over .6745, so that a quarter of the images may show the class unlabelled (robust as in Rousseeuw & Croux
+    1993), and half of it is the other classes'. What shots score for the others is a leave-one-out quantile, which
+    foretells recall (Barber et al. 2021); a class's own is drawn towards that of all classes together, as five shots
+    tell little of a quantile (shrinkage, Efron & Morris 1975). A class with one shot has altered copies of it, which
+    are found too easily: they only say what is too high. With fewer than FEW wrong scores the upper end is .25.
+
+    Args:
+        positives: of each shot, or of each copy of a single one. negatives: the best score in each image elsewhere.
+        together: the positives of all classes with several shots, these among them; None: `positives` are copies.
+        spread: the median of all classes' spreads of wrong scores.
+    """
+    limit = USUAL
+    if len(negatives) >= FEW:
+        centre, own = _centre_and_spread(negatives)
+        limit = _share(centre + TAIL * (own if spread is None else (own + spread) / 2))
+    if together is None:
+        low, high, told = 0.0, float(np.median(positives)) if len(positives) else 1.0, "copies of its shot"
+    else:
+        low, high = (_shrunk(positives, together, 1 - recall) for recall in (MOST_RECALL, LEAST_RECALL))
+        told = "shots by the others"
+    wrong = f"{len(negatives)} images without it" + ("" if len(negatives) >= FEW else f": under {FEW}, so {USUAL}")
+    return Proposal(max(min(max(limit, low), high), LEAST), f"{len(positives)} {told}, {wrong}")
+
+
+def _shrunk(positives: Sequence[float], together: Sequence[float], share: float) -> float:
+    """A class's quantile of its positives, drawn in logits towards that of all classes."""
+    own, every = (float(np.quantile(_logits(scores), share)) for scores in (positives, together))
+    return _share(every + (own - every) * len(positives) / (len(positives) + PRIOR_SHOTS))
+
+
+def _logits(scores: Sequence[float]) -> np.ndarray:
+    share = np.clip(np.asarray(scores, np.float64), TINY, 1 - TINY)
+    return np.log(share / (1 - share))
+
+
+def _share(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+def _centre_and_spread(scores: Sequence[float]) -> tuple[float, float]:
+    """Median and robust upper spread of logits."""
+    centre, upper = np.quantile(_logits(scores), (0.5, 0.75))
+    return float(centre), float(upper - centre) / 0.6745
+
+
+def outliers(instances: Tensor) -> list[tuple[int, float, float]]:
+    """Shots far from the others of their class: [(shot, its cosine to the others' mean, the median of those cosines)].
+
+    Far is below the median by more than FAR and by more than three times 1.4826 x the median absolute deviation, which
+    is a standard deviation where the shots are normal (Rousseeuw & Croux 1993).
+    Args:
+        instances: [K, D] unit rows; fewer than three have no outlier.
+    """
+    if len(instances) < 3:
+        return []
+    rows = instances.float()
+    others = torch.nn.functional.normalize(rows.sum(0) - rows, dim=-1)
+    likeness = (rows * others).sum(-1)
+    median = likeness.quantile(0.5)
+    spread = 1.4826 * (likeness - median).abs().quantile(0.5)
+    far = likeness < median - torch.clamp(3 * spread, min=FAR)
+    return [(k, float(likeness[k]), float(median)) for k in far.nonzero()[:, 0].tolist()]
