@@ -37,17 +37,22 @@ def by_hand(model, dense, words):
         own = [logits[c] for c in words.standard]
         learnt = [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias for row in rows]
         whole = sum(math.exp(v) for v in own + learnt)
-        out.append([1 / (1 + math.exp(-v)) for v in own]
-                   + [math.exp(v) / whole / (1 + math.exp(-v)) for v in learnt])  # fmt: skip
+        scores = [math.exp(v) / whole / (1 + math.exp(-v)) for v in learnt]
+        if words.agree:
+            n = len(rows) - len(words.proxies)
+            both = zip(scores[n:], words.proxies, strict=True)
+            scores[n:] = [math.sqrt(s / (1 + math.exp(-logits[c]))) for s, c in both]
+        out.append([1 / (1 + math.exp(-v)) for v in own] + scores)
     return torch.tensor(out, dtype=torch.float64)[None]
 
 
+@pytest.mark.parametrize("agree", [False, True])
 @pytest.mark.parametrize("own", [(), (0, 2), (0, 1, 2)])
-def test_scores_are_the_definition(model, own):
+def test_scores_are_the_definition(model, own, agree):
     torch.manual_seed(1)
     dense = dense_of(3 * torch.randn(5, 3), torch.randn(5, D))
     prototypes = torch.nn.functional.normalize(torch.randn(2, D), dim=-1)
-    words = Vocabulary(own, own, prototypes, (3, 4), proxies=(1,), proxy_labels=(1,))
+    words = Vocabulary(own, own, prototypes, (3, 4), proxies=(1,), proxy_labels=(1,), agree=agree)
     torch.testing.assert_close(class_scores(model, dense, words).double(), by_hand(model, dense, words),
                                rtol=1e-5, atol=1e-7)  # fmt: skip
 
@@ -192,3 +197,12 @@ def test_a_wrong_switch_is_one_clear_line(text, told):
 def test_a_study_files_values_are_the_same_as_the_command_lines():
     assert Scoring.of({"background": True, "calibration": 0.5}) == Scoring.parse("background=true,calibration=.5")
     assert Scoring.of({"background": False, "compete": True}) == Scoring()
+
+
+@pytest.mark.parametrize(
+    ("mode", "standard", "proxies", "agree"),
+    [("dual", (0, 1), (2,), True), ("standard", (0, 1, 2), (), False), ("prototype", (), (0, 1, 2), False)],
+)
+def test_a_class_is_read_from_what_its_stage_has_trained(mode, standard, proxies, agree):
+    words = own_classes(range(3), 2, mode)
+    assert (words.standard, words.proxies, words.agree) == (standard, proxies, agree)

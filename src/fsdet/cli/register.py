@@ -2,7 +2,7 @@
 """Examples: fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank
 fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank --adapt
 A support folder has one folder a class: support/<class>/*.jpg, the image being the object, or with a box file.
-With --adapt the head also trains on these images for a minute, beside images of the base classes: better at finding,
+With --adapt the detector also trains on these images for a minute or two, beside images of the base classes: better at finding,
 and kept as a run folder beside the bank."""
 
 import argparse
@@ -19,7 +19,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--support", type=Path, required=True, metavar="DIR", help="support/<class>/*.jpg")
     parser.add_argument("--out", type=Path, required=True, metavar="BANK")
-    parser.add_argument("--adapt", action="store_true", help="also fine-tune the head on the folder: BANK.adapted/")
+    parser.add_argument("--adapt", action="store_true", help="also fine-tune the detector on the folder: BANK.adapted/")
     parser.add_argument("--data", metavar="D", help="base images for --adapt (default: what it was trained on)")
     parser.add_argument("--steps", type=count, metavar="N", help="steps of --adapt (400)")
     add_device(parser)

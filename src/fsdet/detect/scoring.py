@@ -117,7 +117,8 @@ class Vocabulary:
     """What to look for. standard: classes read from the standard branch, as its columns; labels they get.
 
     prototypes: [N, D] unit rows with `prototype_labels` [N]; `proxies`: learnt prototypes read as classes, as rows of
-    the model's proxies, with their labels. shots: what each prototype was made of, for `scoring` other than the
+    the model's proxies, with their labels; agree: the score of a proxy is the geometric mean with its class's standard
+    column, which stage 3 has trained as well. shots: what each prototype was made of, for `scoring` other than the
     default, which needs the prototypes alone.
     """
 
@@ -127,6 +128,7 @@ class Vocabulary:
     prototype_labels: tuple[int, ...] = ()
     proxies: tuple[int, ...] = ()
     proxy_labels: tuple[int, ...] = ()
+    agree: bool = False
     shots: tuple[ClassShots, ...] = ()
     scoring: Scoring = DEFAULT
 
@@ -164,9 +166,13 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
         return own.sigmoid()
     logits = model.head.similarity_logits(dense.embeddings, torch.cat(rows))
     if words.scoring != DEFAULT and words.prototype_labels:
-        return torch.cat((own.sigmoid(), _switched(model, dense, words, own, logits)), -1)
-    share = torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
-    return torch.cat((own.sigmoid(), logits.sigmoid() * share), -1)
+        learnt = _switched(model, dense, words, own, logits)
+    else:
+        learnt = logits.sigmoid() * torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
+    if words.agree and words.proxies:
+        learnt, proxies = learnt.split([logits.shape[-1] - len(words.proxies), len(words.proxies)], -1)
+        learnt = torch.cat((learnt, (proxies * dense.standard[..., list(words.proxies)].sigmoid()).sqrt()), -1)
+    return torch.cat((own.sigmoid(), learnt), -1)
 
 
 def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor, logits: Tensor) -> Tensor:
@@ -221,9 +227,9 @@ def _of_classes(model: DualDetector, dense: Dense, rows: Sequence[Tensor]) -> Se
 
 
 def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:
-    """The model's own classes, by their numbers: base ones (below `base`) from the standard branch, novel ones that
-    stage 3 added from their proxies; a model in prototype mode has never trained its standard branch, so all from
-    proxies."""
-    standard = tuple(c for c in classes if c < base and mode != "prototype")
+    """The model's own classes, by their numbers: base ones (below `base`) from the standard branch; novel ones that
+    stage 3 added from their proxies, in agreement with the standard branch (docs/notebook.md). A model in prototype mode
+    has never trained its standard branch, one in standard mode never its proxies: all from the other one."""
+    standard = tuple(c for c in classes if mode == "standard" or (c < base and mode != "prototype"))
     proxies = tuple(c for c in classes if c not in standard)
-    return Vocabulary(standard, standard, proxies=proxies, proxy_labels=proxies)
+    return Vocabulary(standard, standard, proxies=proxies, proxy_labels=proxies, agree=mode == "dual")
