@@ -228,8 +228,8 @@ def _of_classes(model: DualDetector, dense: Dense, rows: Sequence[Tensor]) -> Se
 
 def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:
     """The model's own classes, by their numbers: base ones (below `base`) from the standard branch; novel ones that
-    stage 3 added from their proxies, in agreement with the standard branch (docs/notebook.md). A model in prototype mode
-    has never trained its standard branch, one in standard mode never its proxies: all from the other one."""
+    stage 3 added from their proxies, in agreement with the standard branch (docs/notebook.md). A model in prototype
+    mode has never trained its standard branch, one in standard mode never its proxies: all from the other one."""
     standard = tuple(c for c in classes if mode == "standard" or (c < base and mode != "prototype"))
     proxies = tuple(c for c in classes if c not in standard)
     return Vocabulary(standard, standard, proxies=proxies, proxy_labels=proxies, agree=mode == "dual")
