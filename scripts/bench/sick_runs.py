@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -238,7 +239,8 @@ def record(name: str, out: Path) -> str:
 
 def keep(source: Path, to: Path) -> None:
     """A copy that knows no folder of this machine; of a log its end."""
-    lines = source.read_text(encoding="utf-8").replace(f"{Path.cwd()}/", "").splitlines(keepends=True)
+    text = source.read_text(encoding="utf-8").replace(f"{Path.cwd()}/", "").replace(sys.executable, "python")
+    lines = text.splitlines(keepends=True)
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text("".join(lines[-LOG_LINES:] if source.suffix == ".log" else lines), encoding="utf-8")
 
