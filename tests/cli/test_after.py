@@ -35,7 +35,17 @@ def finished(folder: Path) -> None:
 
 
 def sound(count: int = 20) -> list[dict]:
-    return [step(5 * i + 1, 1, "committed", total=9.0 - 0.1 * i) for i in range(count)]
+    return [
+        step(
+            5 * i + 1,
+            1,
+            "committed",
+            total=9.0 - 0.1 * i,
+            raw={"bbox": 1.0 - 0.03 * i},
+            lr={"head": 0.02 * min(i + 1, 5)},
+        )
+        for i in range(count)
+    ]
 
 
 def doctor(capsys) -> str:

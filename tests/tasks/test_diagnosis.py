@@ -15,7 +15,7 @@ from fsdet.engine.history import read_history
 from fsdet.tasks.diagnosis import diagnose
 
 CORPUS = Path(__file__).resolve().parents[1] / "corpus"
-SOUND = ("healthy", "healthy_episodes", "demo_stage_1", "demo_stage_2", "cards_stage_3")
+SOUND = ("healthy", "demo_stage_1", "demo_stage_2", "cards_stage_3")
 SICK = {
     "lr_too_high": "lr_too_high",
     "lr_explodes": "lr_too_high",
@@ -27,6 +27,7 @@ SICK = {
     "dead_dfl": "dead_dfl",
     "collapsed_boxes": "no_positives",
     "cpe_zero": "cpe_zero",
+    "episodes_from_scratch": "norm_explosion",
     "frozen_head": "frozen_head",
     "all_frozen": "nothing_trains",
     "loss_jump": "loss_jump",
@@ -85,6 +86,28 @@ def row(step: int, **changes) -> dict:
                "grad_l2_preclip": 5.0, "grad_l2_postclip": 5.0, "clip_ratio": 1.0, "loss_scale": 1.0,
                "lr": {"head": 0.01}}  # fmt: skip
     return content | changes
+
+
+def judged(step: int, named: float, boxes: float) -> dict:
+    return {"kind": "val", "step": step, "epoch": 1, "batch": step, "val/base/AP50": named, "val/fitness": named,
+            "val/base/AP50_boxes": boxes}  # fmt: skip
+
+
+def learning(count: int = 30) -> list[dict]:
+    """Steps whose losses fall as they should, after a warm-up of five rows."""
+    return [
+        row(10 * i + 1, total=9.0 - 0.1 * i, lr={"head": 0.002 * min(i + 1, 5)},
+            raw={"bbox": 1.0 - 0.02 * i, "cls": 9.0 - 0.2 * i, "dfl": 2.0 - 0.03 * i})
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_classes_that_are_learnt_late_are_no_slip_and_those_that_never_are_is_one(written):
+    catching_up = [judged(60 * i, 0.05 * i * i, 0.4 + 0.1 * i) for i in range(1, 5)]
+    assert named(written([*learning(), *catching_up])) == []
+    left_behind = [judged(60 * i, 0.2, 0.4 + 0.1 * i) for i in range(1, 5)]
+    assert named(written([*learning(), *left_behind])) == ["label_slip"]
+    assert named(written([*learning(), *left_behind[:3]])) == [], "too early to say"
 
 
 @pytest.fixture

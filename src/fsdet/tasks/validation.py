@@ -4,6 +4,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def without_classes(records: Sequence[ImageRecord], keep_below: int) -> list[Ima
     return [r.kept(r.labels < keep_below) for r in records]
 
 
+def one_class(record: ImageRecord) -> ImageRecord:
+    """A record whose objects are just objects."""
+    known = record.exhaustive if record.exhaustive is None else frozenset()
+    return replace(record, labels=np.zeros_like(record.labels), exhaustive=known)
+
+
 class Validator:
     """Base AP on split val through the standard branch; from stage 2 also through prototypes of base instances.
 
@@ -88,6 +95,7 @@ class Validator:
         records = data.split("val" if data.has("val") else "train")[:MOST]
         self.store = ImageStore(without_classes(records, data.num_base), self.size, AUTO_BYTES)
         self.scorer = Scorer(self.store.records, len(data.names), config.eval.metric)
+        self.box_scorer = Scorer([one_class(r) for r in self.store.records], 1, config.eval.metric)
         self.base, self.filled = list(range(len(data.base))), False
         self.compare = config.stage.name == "episodic" and config.stage.mode != "standard"
         if self.compare:
@@ -99,7 +107,7 @@ class Validator:
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
-        """{val/base/AP50, val/base/AP, val/fitness, ...}; deterministic."""
+        """{val/base/AP50, val/base/AP, val/base/AP50_boxes (whatever the class), val/fitness, ...}; deterministic."""
         was_training = model.training
         model.eval()
         if not self.filled:
@@ -115,6 +123,8 @@ class Validator:
         for name, detections in found.items():
             scores = self.scorer.score([d for d in detections])
             out[f"val/{name}/AP50"], out[f"val/{name}/AP"] = scores.ap50(self.base), scores.ap(self.base)
+        nameless = [replace(d, labels=torch.zeros_like(d.labels)) for d in found["base"]]
+        out["val/base/AP50_boxes"] = self.box_scorer.score(nameless).ap50()
         out["val/fitness"] = float(np.mean([out[f"val/{n}/AP50"] + out[f"val/{n}/AP"] for n in words]) / 2)
         model.train(was_training)
         return out

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean
+from statistics import fmean, median
 
 from fsdet.config import Config
 from fsdet.engine.history import History, Row
@@ -16,12 +16,14 @@ SHARE = 0.75  # of the rejected batches that hold an image, from which it is the
 GROWTH = 1.5  # last losses over the first ones: diverging
 CLIMB = 2.0  # the last losses over the lowest ones, a few rows each: it learnt, and unlearns
 GREW = 5.0  # norm or loss before a rejection over its median: it was coming
-STILL = 0.1  # share of its first value by which a loss moved: not learning
-LEARNT = 0.8  # of its first value that a box loss fell to: it does learn
+STILL = 0.15  # share by which a loss moved from its first to its last third: not learning
+SHOT_UP = 10.0  # a loss over the first one: no batch is that different
+LEARNT = 0.8  # of its first third that a loss fell to: it does learn
 NOTHING = 0.02  # a box loss, raw, that asks for nothing
 CONSTANT = 1e-4  # relative spread of a loss whose gradient is dead
-BLIND = 0.05  # validation AP50 of a detector that finds nothing
-BLIND_TIMES = 4  # validations, all blind, before that says anything
+FEW_VALIDATIONS = 4  # below which a validation is no trend
+FOUND = 0.3  # AP50 of boxes whatever their class, from which a detector finds things
+NAMED_RIGHT = 0.5  # AP50 with classes over the one without, below which most things have a wrong name
 STEADY = 1.2  # training loss after a validation drop over the one before: the training did not notice
 HEAVY = 10.0  # median of norm before over norm after clipping, from which clipping holds a run back by itself
 LOW_LR = {"sgd": 1e-4, "adamw": 1e-6, "muon": 1e-4}  # rates below these move nothing within a run
@@ -96,6 +98,12 @@ class Run:
         """Mean of the last fifth over the mean of the first two."""
         count = max(2, len(values) // 5)
         return fmean(values[-count:]) / max(fmean(values[:2]), 1e-12)
+
+
+def drift(values: Sequence[float]) -> float:
+    """Median of the last third over that of the first."""
+    third = max(1, len(values) // 3)
+    return median(values[-third:]) / max(median(values[:third]), 1e-12)
 
 
 def slower(run: Run) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from fsdet.tasks.diagnosis.finding import (
     GROWTH,
     HEAVY,
     NOTHING,
+    SHOT_UP,
     SYMPTOMS,
     Finding,
     Run,
@@ -38,15 +39,15 @@ def first_batch(run: Run) -> Iterable[Finding]:
 
 
 def diverging(run: Run) -> Iterable[Finding]:
-    """Losses that rise where they should fall."""
+    """Losses that rise where they should fall, or shot up on the way."""
     if len(run.warm) < FEW or run.rejected:
         return
     totals = [row["total"] for row in run.committed]
     change, loud = run.change_of(totals), explosions(run, run.warm)
     lowest = min(fmean(totals[i : i + FEW]) for i in range(len(totals) - FEW + 1))
     worse = change > GROWTH or fmean(totals[-FEW:]) > CLIMB * lowest
-    if worse or len(loud) > 1:
-        seen = f"total loss {totals[0]:.4g} at first, {totals[-1]:.4g} at last, least {lowest:.4g} ({FEW} rows each)"
+    if worse or len(loud) > 1 or max(totals) > SHOT_UP * totals[0]:
+        seen = f"total loss {totals[0]:.4g} at first, {max(totals):.4g} at most, {totals[-1]:.4g} at last"
         if loud:
             seen += f"; {len(loud)} logged norms above {run.config.guard.norm_explosion:g}"
         yield Finding("lr_too_high", "the loss rises: the steps are too long", seen, slower(run),
@@ -116,7 +117,7 @@ def dead_gradient(run: Run) -> Iterable[Finding]:
             f"{word}; raw {values[0]:.5g} at first, {values[-1]:.5g} at last" if values else word,
             ("take out clamps on probabilities or on the loss: log_softmax is bounded by itself",
              "look for detach(), no_grad and frozen parts on its way: `fsdet probe CONFIG` shows the norm per loss"),
-            SYMPTOMS,
+            tuple(name for name in SYMPTOMS if name != "no_positives"),
         )  # fmt: skip
 
 
