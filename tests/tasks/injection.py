@@ -142,13 +142,21 @@ def _words(injection: Injection) -> list[str]:
 @contextmanager
 def _patched(loss: str, change: Callable[[Tensor, tuple], Tensor]) -> Iterator[None]:
     """The rows of a loss go through `change` together with the arguments they came from."""
-    name = LOSSES[loss]
+    name, kinds = LOSSES[loss], objectives.KINDS.get(loss)
     honest = getattr(objectives, name)
-    setattr(objectives, name, lambda *args, **kwargs: change(honest(*args, **kwargs), args))
+
+    def changed(*args: Any, **kwargs: Any) -> Tensor:
+        return change(honest(*args, **kwargs), args)
+
+    setattr(objectives, name, changed)
+    if kinds:
+        objectives.KINDS[loss] = (changed, *kinds[1:])
     try:
         yield
     finally:
         setattr(objectives, name, honest)
+        if kinds:
+            objectives.KINDS[loss] = kinds
 
 
 @contextmanager

@@ -70,8 +70,9 @@ def test_weights_that_explode_are_named_by_parameter(incident, capsys, monkeypat
 def test_a_loss_that_sends_a_bad_gradient_is_named(incident, capsys, monkeypatch):
     from fsdet import objective
 
-    honest = objective.dfl_loss
-    monkeypatch.setattr(objective, "dfl_loss", lambda *a: honest(*a) + (honest(*a) - honest(*a).detach()).sqrt())
+    honest, clamped = objective.KINDS["dfl"]
+    steep = (lambda *a: honest(*a) + (honest(*a) - honest(*a).detach()).sqrt(), clamped)
+    monkeypatch.setitem(objective.KINDS, "dfl", steep)
     assert main(["probe", "--incident", str(incident())]) == 0
     shown = capsys.readouterr().out
     assert (
@@ -117,7 +118,7 @@ def test_the_incident_that_a_run_wrote_is_replayed_to_the_same_culprit(settings,
         calls.append(1)
         return rows * float("nan") if len(calls) in (2, 3) else rows  # the second step, and its replay
 
-    monkeypatch.setattr(objective, "dfl_loss", dfl_loss)
+    monkeypatch.setitem(objective.KINDS, "dfl", (dfl_loss, objective.KINDS["dfl"][1]))
     config = settings("optim.steps=3")
     tasks.build(config).fit()
     (folder,) = (Path(config.run.dir) / "incidents").iterdir()
