@@ -103,7 +103,7 @@ def test_the_upper_end_of_what_is_wrong_is_a_tail_of_its_normal():
 def test_places_that_show_the_class_unlabelled_move_the_threshold_little():
     wrong = wrong_places(-3.0, 1.2)
     clean, mixed = (propose([0.99], w).threshold for w in (wrong, wrong + [0.999] * 40))
-    assert clean < mixed < 1.4 * clean
+    assert clean < mixed < 1.5 * clean
 
 
 @pytest.mark.parametrize(("centre", "share"), [(-6.0, 0.3), (6.0, 0.4)])
