@@ -101,13 +101,14 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="what begins with this: probe, rejected")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     args = parser.parse_args()
     args.losses = list(WEIGHTS)
     torch.set_num_threads(args.threads)
     looking = Looking(args)
     batches = [scene(args.batch, args.size, args.classes, seed).to(torch.device(args.device)) for seed in range(4)]
-    ratios: dict[str, list[float]] = {name: [] for name in FAULTS}
+    ratios: dict[str, list[float]] = {name: [] for name in FAULTS if name.startswith(args.only)}
     for i in range(args.pairs + 2):
         for name, found in ratios.items():
             batch = batches[i % 4]

@@ -125,6 +125,7 @@ def test_a_bad_loss_is_rejected_and_named_with_its_images(precision, value):
     report = step(c)
     assert report.outcome == "bad_loss" and report.step == 0
     assert "bbox_loss" in report.culprit and "image_0_1" in report.culprit and "image_0_0" not in report.culprit
+    assert (c.task.objective.committed, c.task.objective.discarded) == (0, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, everything(c), strict=True))
 
 

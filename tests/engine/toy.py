@@ -31,15 +31,18 @@ class ToyBatch:
 
 
 class ToyObjective(nn.Module):
-    """A running mean that moves in the forward, as WIoU's would; `committed` counts commits."""
+    """A running mean that moves in the forward, as WIoU's would; `committed` and `discarded` count how steps ended."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.ones(()))
-        self.committed = 0
+        self.committed = self.discarded = 0
 
     def commit(self) -> None:
         self.committed += 1
+
+    def discard(self) -> None:
+        self.discarded += 1
 
 
 @dataclass

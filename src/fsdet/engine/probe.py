@@ -41,8 +41,13 @@ def measure(report: LossReport) -> list[ProbeRow]:
     at = [t for t in report.probe_at if t.requires_grad]
     if not at or not report.total.requires_grad:
         return []
-    total = _gradient(report.total, at)
-    facts = [_facts(loss, report.raw.get(name, loss), at, total) for name, loss in report.weighted.items()]
+    grads = {name: _gradient(loss, at) for name, loss in report.weighted.items() if loss.requires_grad}
+    nothing = torch.zeros((), device=at[0].device).expand(sum(t.numel() for t in at))
+    total = sum(grads.values(), nothing)  # the total is their sum, and so is its gradient: one backward less
+    facts = [
+        _facts(loss, report.raw.get(name, loss), grads.get(name, nothing), total)
+        for name, loss in report.weighted.items()
+    ]
     table = torch.stack(facts).tolist()  # one host sync
     out = []
     for (name, _), (raw, weighted, norm, cosine) in zip(report.weighted.items(), table, strict=True):
@@ -68,8 +73,7 @@ def _gradient(loss: Tensor, at: list[Tensor]) -> Tensor:
     return torch.cat([p.flatten().float() for p in parts])
 
 
-def _facts(loss: Tensor, raw: Tensor, at: list[Tensor], total: Tensor) -> Tensor:
-    grad = _gradient(loss, at) if loss.requires_grad else torch.zeros_like(total)
+def _facts(loss: Tensor, raw: Tensor, grad: Tensor, total: Tensor) -> Tensor:
     norm, whole = torch.linalg.vector_norm(grad), torch.linalg.vector_norm(total)
     cosine = (grad @ total) / (norm * whole).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.stack([torch.as_tensor(v, device=grad.device).detach().float() for v in (raw, loss, norm, cosine)])
