@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A step has one order and one outcome, and a rejected one leaves no trace."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -279,10 +281,26 @@ def test_a_finite_spike_is_clipped_and_the_adam_state_stays_sane():
     assert all(s["exp_avg_sq"].max() <= 0.1 for s in c.optimizer.state.values())
 
 
+def test_a_norm_a_little_above_the_limit_is_shortened_to_it():
+    """Plain SGD: the parameters move by LR times the limit, whatever the report says."""
+    task = ToyTask(norm=False)
+    optimizer = build_optimizer(task.param_groups(), optim(lr=0.5, momentum=0.0, weight_decay=0.0))
+    c = StepController(task, optimizer, device=torch.device("cpu"))
+    norm = step(c, clip_norm=0.0, lr_factor=1e-9).grad_l2_preclip
+    before = [p.clone() for p in task.model.parameters()]
+    report = step(c, clip_norm=0.8 * norm)
+    assert 0.8 * norm < report.grad_l2_preclip < 1.6 * norm
+    moved = math.hypot(*(float((a - b).norm()) for a, b in zip(before, task.model.parameters(), strict=True)))
+    assert moved == pytest.approx(0.5 * 0.8 * norm, rel=1e-4)
+
+
 def test_no_graph_outlives_its_step():
     task = ToyTask()
-    kept = []
+    kept, features = [], []
     c = controller(task)
+    step(c, observe=lambda report: features.append(weakref.ref(report.probe_at[0])))
+    gc.collect()
+    assert features[0]() is None
     step(c, observe=lambda report: kept.append(report.total))
     with pytest.raises(RuntimeError, match=r"second time|freed"):
         kept[0].backward()
@@ -293,6 +311,10 @@ def test_observers_see_the_live_report_and_the_unclipped_gradients():
     step(c, clip_norm=0.01, observe=lambda r: seen.append(r.total.requires_grad),
          watch=lambda named: seen.append(math.hypot(*(float(p.grad.norm()) for _, p in named))))  # fmt: skip
     assert seen[0] is True and seen[1] > 0.1
+    c.run(
+        [c.task.batch(i) for i in range(3)], lr_factor=1.0, clip_norm=1.0, observe=lambda r: seen.append(r.image_ids[0])
+    )
+    assert seen[2:] == ["image_0_0"], "the first micro-batch of a window, and no other"
 
 
 class Syncs(TorchDispatchMode):
@@ -384,6 +406,19 @@ def test_an_overflow_at_a_scale_that_has_not_worked_yet_costs_no_replay():
     reports = [step(c) for _ in range(3)]
     assert [r.evidence["in_float32"][:7] for r in reports] == ["not run", "not run", "finite"]
     assert {r.outcome for r in reports} == {"amp_backoff"}
+
+
+def test_overflows_with_committed_steps_between_them_are_not_in_a_row():
+    """The scale grows after each step and overflows at its new value, four times: none of it is worth a replay."""
+    task = ToyTask()
+    c = controller(task, "fp16", growth_interval=1, init_scale=8.0)
+    for i in range(4):
+        task.spoil = None
+        assert step(c, 2 * i).loss_scale == 8.0
+        task.spoil = only_in_half
+        report = step(c, 2 * i + 1)
+        assert (report.outcome, report.loss_scale) == ("amp_backoff", 16.0)
+        assert report.evidence["in_float32"].startswith("not run")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

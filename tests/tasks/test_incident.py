@@ -10,8 +10,11 @@ import torch
 
 from fsdet import tasks
 from fsdet.cli.main import main
+from fsdet.engine import probe
 from fsdet.engine.guard import plain
+from fsdet.models.prototypes import class_prototypes
 from fsdet.tasks import inspect
+from fsdet.types import Pyramid
 from tasks import injection
 
 
@@ -156,6 +159,22 @@ def test_the_probe_speaks_when_the_trunk_is_frozen(settings):
 @pytest.fixture(scope="module")
 def bench():
     return injection.Bench()
+
+
+def test_the_probe_stops_at_the_heads_inputs(bench):
+    """The oracle runs the head alone, on leaves that no neck connects."""
+    model, batch = bench.model, bench.batch
+    seen = probe.measure(bench.losses(batch))
+    pyramid = model.features(batch.query)
+    leaves = [level.detach().requires_grad_() for level in pyramid.levels]
+    ways = class_prototypes(model.instances(batch.support, batch.support_boxes), batch.support_way, batch.ways)
+    output = model.with_prototypes(model.head(Pyramid(tuple(leaves), pyramid.strides)), ways)
+    losses = bench.objective(output, batch.targets, batch.class_ids, contrast=model.contrast).weighted
+    for row in seen:
+        grads = torch.autograd.grad(losses[row.name], leaves, retain_graph=True, allow_unused=True)
+        assert row.norm == pytest.approx(
+            float(torch.nn.utils.get_total_norm([g for g in grads if g is not None])), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("place", injection.PLACES)

@@ -48,7 +48,9 @@ class DualDetector(nn.Module):
     def features(self, images: Tensor) -> Pyramid:
         """[B, 3, H, W] RGB in [0, 1] -> Pyramid."""
         trunk = self.trunk_wiring
-        return Pyramid(run_trunk(trunk, images.contiguous(memory_format=torch.channels_last)), trunk.strides)
+        levels = run_trunk(trunk, images.contiguous(memory_format=torch.channels_last))
+        # Aliases: the neck makes coarse levels from fine ones, and a gradient to the head's inputs stops before that.
+        return Pyramid(tuple(level.view_as(level) for level in levels), trunk.strides)
 
     def dense(self, images: Tensor) -> Dense:
         """[B, 3, H, W] -> everything that can be said without prototypes."""
