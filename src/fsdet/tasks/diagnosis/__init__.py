@@ -36,7 +36,7 @@ __all__ = ["Diagnosis", "Finding", "culprit_of", "diagnose"]
 
 RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (  # causes before what may be their consequence
     rejections, loss_scale, frozen, dead_gradient, diverging, no_positives, cpe_zero, validation, labels, too_slow,
-    norms, dfl_high, over_clipping, loss_jump, first_batch,
+    norms, dfl_high, loss_jump, over_clipping, first_batch,
 )  # fmt: skip
 
 
