@@ -147,7 +147,7 @@ def cpe_zero(run: Run) -> Iterable[Finding]:
     if weight and len(values) >= 2 and not any(values):
         yield Finding("cpe_zero", "CPE is exactly 0 after warm-up: no proposal contributes",
                       f"{len(values)} logged values, all 0; loss.cpe_iou {run.config.loss.cpe_iou:g}",
-                      (f"lower loss.cpe_iou ({run.config.loss.cpe_iou:g}) to .5: proposals below it do not count",
+                      ("lower loss.cpe_iou, .5 at least: proposals that overlap less do not count",
                        "set loss.weights.cpe=0 until boxes overlap that well"))  # fmt: skip
 
 
