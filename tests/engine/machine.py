@@ -130,6 +130,8 @@ def _resumed(run: Trainer, sequence: Sequence, folder: Path) -> Trainer:
     fresh = _start(sequence, folder, resume=True)
     assert fresh.state_dict()["optimizer"].keys() == run.state_dict()["optimizer"].keys()
     assert _equal(before, _everything(fresh)), "a resume changed the state"
+    memories = [(c.proven, c.overflows, c.overflows_low) for c in (fresh.controller, run.controller)]
+    assert memories[0] == memories[1], f"the scale's history changed: {memories}"
     assert fresh.clipping.norms == run.clipping.norms and fresh.guard.state_dict() == run.guard.state_dict()
     fresh.task.objective.committed = run.task.objective.committed
     return fresh

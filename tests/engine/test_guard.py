@@ -77,6 +77,26 @@ def test_too_many_rejections_in_a_row_end_the_run_with_advice(tmp_path, outcome)
     assert outcome in guard.verdict() and guards.ADVICE[outcome] in guard.verdict()
 
 
+def test_a_committed_step_and_a_backoff_end_a_row_of_rejections(tmp_path):
+    guard = StepGuard(Guard(max_rejected_in_row=3), tmp_path)
+    names(
+        guard, *[report("bad_loss")] * 2, report(), *[report("bad_grad")] * 2, report("amp_backoff"), report("no_grad")
+    )
+    assert guard.verdict() is None and guard.in_row == 1
+
+
+def test_the_last_norms_are_those_of_committed_steps(tmp_path):
+    guard = StepGuard(Guard(), tmp_path)
+    names(
+        guard,
+        report(norm=2.0),
+        report("bad_grad", norm=math.inf),
+        report("amp_backoff", norm=math.nan),
+        report(norm=3.0),
+    )
+    assert list(guard.last_norms) == [2.0, 3.0]
+
+
 def test_a_share_of_rejections_ends_the_run_and_backoffs_do_not_count(tmp_path):
     guard = StepGuard(Guard(max_rejected_share=0.2, window=10), tmp_path)
     names(guard, *[report("amp_backoff")] * 30)
@@ -101,7 +121,7 @@ def test_incidents_are_bounded_and_a_full_disk_is_a_warning(tmp_path, caplog):
     content = json.loads(paths[0].read_text())
     assert (content["culprit"], content["batches"], content["grad_l2_preclip"]) == ("head.weight", [7], None)
     assert content["evidence"] == {"parameter": "head.weight", "cause": "loss"}
-    assert guard.record(report("amp_backoff"), [batch], 0, 1) is None
+    assert StepGuard(Guard(), tmp_path).record(report("amp_backoff"), [batch], 0, 1) is None
     blocked = StepGuard(Guard(), tmp_path / "file")
     (tmp_path / "file").write_text("")
     assert blocked.record(report("bad_grad"), [batch], 0, 1) is None and "not written" in caplog.text
