@@ -92,7 +92,8 @@ def test_each_class_is_shown_from_its_own_threshold_up_and_one_number_overrides_
     assert "2 shots by the others" in bank.calibrated[0] and "8 copies of its shot" in bank.calibrated[1]
     every = predictor.predict("photos/a.png", threshold=0.0)
     mug = every.scores[every.labels == predictor.names.index("mug")]
-    limit = float(mug.median())
+    widest = int((mug[:-1] - mug[1:]).argmax())  # scores of two passes may differ in their last bits
+    limit = float(mug[widest] + mug[widest + 1]) / 2
     known = predictor_of(best, bank.proposed({"mug": (limit, "by hand"), "pen": (1.0, "never")}))
     found = known.predict("photos/a.png")
     assert len(mug) > 2 and (found.labels == known.names.index("mug")).sum() == (mug >= limit).sum()
