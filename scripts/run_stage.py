@@ -121,6 +121,8 @@ def _same_or_refuse(config: Config, folder: Path) -> None:
     """A finished run stands for this configuration only when nothing that shapes its result differs."""
     document = yaml_strict.read(folder / "config.yaml")
     old, new = _flat(document.value), _flat(config.model_dump(mode="json"))
+    if new["stage.recipe"] == "auto" and old.get("stage.recipe") in ("near", "far"):
+        old["stage.recipe"] = "auto"  # the run put the name of its choice there
     differing = [key for key in new if old.get(key) != new[key] and not key.startswith(FREE)]
     if differing:
         shown = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in differing[:6])

@@ -95,12 +95,15 @@ def test_the_log_answers_the_six_greps(stage_2):
 
 
 def test_the_script_of_stage_3_trains_and_evaluates_from_another_folder(place, stage_2):
-    told = call(ROOT / "scripts/train_stage_3.sh", "configs/demo/stage_3.yaml", *SMALL, "optim.steps=3",
-                "data.path=datasets/demo/data.yaml", "stage.init_from=checkpoints/stage2/best.pt",
-                "run.dir=checkpoints/stage3_elsewhere", "episode.shots=2", "eval.seeds=1", cwd=place)  # fmt: skip
+    command = [ROOT / "scripts/train_stage_3.sh", "configs/demo/stage_3.yaml", *SMALL, "optim.steps=3",
+               "data.path=datasets/demo/data.yaml", "stage.init_from=checkpoints/stage2/best.pt",
+               "run.dir=checkpoints/stage3_elsewhere", "episode.shots=2", "eval.seeds=1"]  # fmt: skip
+    told = call(*command, cwd=place)
     folder = place / "checkpoints/stage3_elsewhere"
     assert list(json.loads((folder / "results.json").read_text())["shots"]) == ["2"], "its own K"
     assert "novel classes start from the prototypes" in told and "nAP50" in told and f"next, in {ROOT}:" in told
+    again = call(*command, cwd=place)
+    assert "finished before, nothing to train" in again and "nAP50" in again, "the same command prints its table"
 
 
 def test_a_stopped_run_continues_where_it_was(place):

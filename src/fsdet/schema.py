@@ -77,7 +77,7 @@ class Stage(Section):
     init_from: str | None = None
     freeze: list[str] | dict[int, list[str]] = []  # prefixes, or {epoch: prefixes}
     freeze_norm: bool = False  # BatchNorm in eval throughout the stage
-    recipe: Literal["given", "auto"] = "given"  # auto: stage 3 chooses LRs, length and mix by a rehearsal of its shots
+    recipe: Literal["given", "auto", "near", "far"] = "given"  # of stage 3; auto chooses near or far by a rehearsal
     forget: bool = False  # stage 3 may train without base images, and so forget the base classes
 
 

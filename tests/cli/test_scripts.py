@@ -17,7 +17,7 @@ from fsdet.data import sources
 from fsdet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO_2 = ROOT / "configs/demo/stage_2.yaml"
+DEMO_2, DEMO_3 = (ROOT / f"configs/demo/stage_{n}.yaml" for n in (2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +233,15 @@ def test_a_stopped_run_is_resumed_and_a_finished_one_only_prints_its_table(stage
     world.commands.clear()
     assert stage("2", "run.threads=1", "log.every=3") == 0
     assert world.commands == [["eval", "--table", "checkpoints/stage2/results.json"]]
+
+
+@pytest.mark.parametrize("chosen", ["near", "far"])
+def test_a_finished_stage_3_is_itself_again_whatever_recipe_it_chose(chosen, stage, world, capsys):
+    """What the run writes is its settings with the name of the recipe in place of auto: nothing else may differ."""
+    leave(config.load(DEMO_3, [f"stage.recipe={chosen}"]), finished=True)
+    draw()
+    assert stage("3") == 0 and "train" not in world.verbs(), capsys.readouterr().err
+    assert stage("3", "optim.steps=7") == 2 and "optim.steps 400 -> 7" in capsys.readouterr().err
 
 
 def test_another_question_to_a_finished_run_is_evaluated_anew(stage, world):

@@ -31,34 +31,46 @@ def told(settings, best, monkeypatch):
 
 def test_classes_that_carry_over_keep_the_file_and_slow_the_backbone(told):
     task, report = told(recipe.CARRIES_OVER, "optim.lr_scale={head: 2}")
-    assert task.config.optim.lr_scale == {"backbone": 0.5, "head": 2} and task.config.optim.steps == 4
-    assert f"AP50 {recipe.CARRIES_OVER:.3f}" in report and "half speed" in report
+    optim = recipe.applied(task.config).optim
+    assert optim.lr_scale == {"backbone": 0.5, "head": 2} and optim.steps == 4
+    assert f"recipe near: registration alone finds copies of the shots with AP50 {recipe.CARRIES_OVER:.3f}" in report
+    rates = {g["group"]: g["base_lr"] for g in tasks.trainer_of(task, report).optimizer.param_groups}
+    assert rates["backbone"] == 0.5 * rates["neck"] == 0.25 * rates["head"]
 
 
 def test_a_lr_scale_of_the_users_own_stays(told):
-    assert told(0.9, "optim.lr_scale={backbone: 0.1}")[0].config.optim.lr_scale == {"backbone": 0.1}
+    task, _ = told(0.9, "optim.lr_scale={backbone: 0.1}")
+    assert recipe.applied(task.config).optim.lr_scale == {"backbone": 0.1}
 
 
 def test_other_classes_move_everything_faster_and_longer_on_more_of_their_own_images(told):
     task, report = told(0.1, "optim.lr=0.01", "optim.muon_lr=0.02", "data.augment.paste=0.6", "data.augment.whole=0.1")
-    optim, augment = task.config.optim, task.config.data.augment
-    assert (optim.lr, optim.muon_lr, optim.steps, optim.lr_scale) == (0.02, 0.04, 6, {})
-    assert (augment.paste, augment.whole) == (0.35, 0.4) and "everything moves" in report
-    assert task.batches.config is task.config, "the batches follow the recipe too"
+    used = recipe.applied(task.config)
+    assert (used.optim.lr, used.optim.muon_lr, used.optim.steps, used.optim.lr_scale) == (0.02, 0.04, 6, {})
+    assert (used.data.augment.paste, used.data.augment.whole) == (0.35, 0.4) and "recipe far" in report
+    assert task.batches.config == used, "the batches follow the recipe too"
+    assert task.config.optim.steps == 4 and task.config.stage.recipe == "far", "config.yaml keeps the file's values"
+    assert tasks.trainer_of(task, report).total_steps == 6
 
 
 def test_epochs_grow_where_the_length_is_in_epochs():
-    far = recipe._far(configs.load(None, [*STAGE_3, "optim.epochs=3"]))
-    assert far["optim"]["epochs"] == 4.5 and "steps" not in far["optim"]
+    optim = recipe.applied(configs.load(None, [*STAGE_3, "stage.recipe=far", "optim.epochs=3"])).optim
+    assert optim.epochs == 4.5 and optim.steps is None
 
 
-def test_a_resumed_run_keeps_its_recipe(settings, best, monkeypatch):
+@pytest.mark.parametrize("again", ["its file", "the run"])
+def test_a_resumed_run_keeps_its_recipe_and_takes_other_changes(settings, best, monkeypatch, again):
     monkeypatch.setattr(recipe, "rehearse", lambda *_: 0.0)
-    config = settings(*STAGE_3, f"stage.init_from={best}")
-    tasks.build(config).fit()
+    asked = settings(*STAGE_3, f"stage.init_from={best}")
+    folder = tasks.build(asked).fit().folder
     monkeypatch.setattr(recipe, "rehearse", lambda *_: pytest.fail("rehearsed again"))
-    again = tasks.build_task(config, tasks.read_data(config), resume=True)[0].config
-    assert again.optim.steps == 3 and again.optim.muon_lr == 2 * config.optim.muon_lr
+    source = configs.load(folder / "config.yaml", ["optim.steps=4", "data.workers=1"])
+    if again == "its file":
+        source = settings(*STAGE_3, f"stage.init_from={best}", "optim.steps=4", "data.workers=1")
+    task = tasks.build_task(source, tasks.read_data(source), resume=True)[0]
+    used = recipe.applied(task.config)
+    assert used.optim.steps == 6 and used.optim.muon_lr == 2 * asked.optim.muon_lr, "the choice, once"
+    assert used.data.workers == 1, "what is no recipe's is the user's"
 
 
 def test_auto_is_for_stage_3(settings, best):

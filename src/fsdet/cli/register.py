@@ -21,7 +21,12 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--out", type=Path, required=True, metavar="BANK")
     parser.add_argument("--adapt", action="store_true", help="also fine-tune the detector on the folder: BANK.adapted/")
     parser.add_argument("--data", metavar="D", help="base images for --adapt (default: what it was trained on)")
-    parser.add_argument("--steps", type=count, metavar="N", help="steps of --adapt (400)")
+    parser.add_argument(
+        "--steps",
+        type=count,
+        metavar="N",
+        help="steps of --adapt (400), half as many again for classes unlike the base's",
+    )
     add_device(parser)
     args = parser.parse_args(argv)
     if (args.data or args.steps) and not args.adapt:

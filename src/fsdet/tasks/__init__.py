@@ -34,12 +34,12 @@ def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Tr
 def trainer_of(task: FewshotTask, report: str | None, *, resume: bool = False,
                exist_ok: bool = False) -> Trainer:  # fmt: skip
     """The Trainer of an initialised task; report: what was initialised from where."""
-    config = task.config
+    config, optim = task.config, recipe.applied(task.config).optim
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
     task.batches.warm(config.run.threads or torch.get_num_threads())
-    return Trainer(task, run=config.run, optim=config.optim, guard=config.guard, save=config.save, log=config.log,
+    return Trainer(task, run=config.run, optim=optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
                    folder=Path(config.run.dir), freeze=config.stage.freeze, freeze_norm=config.stage.freeze_norm,
                    resume=resume, exist_ok=exist_ok, init_report=None if fresh else report)  # fmt: skip
@@ -59,7 +59,7 @@ def read_data(config: Config) -> DataSet:
 def build_task(config: Config, data: DataSet, *, resume: bool) -> tuple[FewshotTask, str | None]:
     """The task of a stage and what was initialised from where; on resume the weights come from the run itself.
 
-    `task.config` is the configuration with what stage.recipe has chosen.
+    `task.config` names the recipe that stage.recipe=auto has chosen; `recipe.applied` has its values.
     """
     if config.stage.name != "finetune":
         task, chosen = FewshotTask(recipe.settled(config, data, {}, "support", resume=resume)[0], data), ""

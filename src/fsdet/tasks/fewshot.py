@@ -15,7 +15,7 @@ from fsdet.models.build import build_model, model_spec
 from fsdet.models.initialise import expected_cls
 from fsdet.objective import MODES, MultiLoss
 from fsdet.pictures import plot_labels
-from fsdet.tasks import validation
+from fsdet.tasks import recipe, validation
 from fsdet.tasks.batches import Batches
 from fsdet.types import Episode, LossReport
 
@@ -56,7 +56,7 @@ class FewshotTask:
         self.spec = spec_of(config, len(self.classes), len(data.base))
         self.model = build_model(self.spec)
         self.objective = loss_of(config)
-        self.batches = Batches(config, data, len(self.classes), shots or {}, shot_split)
+        self.batches = Batches(recipe.applied(config), data, len(self.classes), shots or {}, shot_split)
         self.batches_per_epoch = self.batches.per_epoch
         self.validator = validation.Validator(config, data)
         self.best_metric = self.validator.best_metric

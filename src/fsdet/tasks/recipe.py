@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""`stage.recipe: auto`: how stage 3 trains is chosen by what can be measured before it, and said with the reason.
+"""`stage.recipe`: how stage 3 trains. `auto` chooses by what can be measured before it, and says so with the reason.
 
-The file's own values are for classes that registration finds again (tasks/rehearsal.py): the backbone moves at half
-speed and most shots are pasted onto base images. Classes that it does not find are unlike the base's: everything moves
-twice as fast and half as long again, and more of the images are the shots' own, whose surroundings are as new as they
-are (docs/notebook.md).
+near: classes that registration finds again (tasks/rehearsal.py); the file's values, with the backbone at half speed.
+far: classes unlike the base's; everything moves twice as fast and half as long again, and more of the images are the
+shots' own, whose surroundings are as new as they are (docs/notebook.md).
+A run's config.yaml holds the file's values and the name of the recipe, so that a resumed run, and one whose settings
+are compared with it, mean the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,56 +20,68 @@ from fsdet.tasks.batches import training_records
 from fsdet.tasks.loading import load_trained
 from fsdet.tasks.rehearsal import Pick, rehearse
 
-CARRIES_OVER = (
-    0.25  # AP50 of the rehearsal; seen: .41 to .79 on drawings after drawings, .00 to .02 on cards after chess
-)
+CARRIES_OVER = 0.25  # AP50 of the rehearsal; seen: .41 to .79 on drawings, .00 to .02 on cards after chess
 NEAR_BACKBONE = 0.5  # LR of the backbone as a share of the others'
-FAR_LR, FAR_STEPS = 2.0, 1.5  # factors on the file's values
+FAR_LR, FAR_LENGTH = 2.0, 1.5  # factors on the file's values
 FAR_MIX = {"paste": 0.35, "whole": 0.4}
-CHOSEN = ("optim", "data")  # sections that a recipe changes
+WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer"}
 
 
 def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], split: str, *,
             resume: bool) -> tuple[Config, str]:  # fmt: skip
-    """The config with the recipe's values in place, and a sentence that says what was chosen and why.
+    """The config with a recipe in place of `auto`, and a sentence that says which and why.
 
     A resumed run keeps what it chose at its start.
     Raises:
-        ConfigError: auto in another stage than 3, or without a stage before; stage 3 without base images, untold.
+        ConfigError: a recipe in another stage than 3, or without a stage before; stage 3 without base images, untold.
     """
     _keep_base(config)
-    if config.stage.recipe != "auto":
+    stage = config.stage
+    if stage.recipe == "given":
         return config, ""
-    if config.stage.name != "finetune" or not config.stage.init_from:
-        got = f"stage '{config.stage.name}', stage.init_from {config.stage.init_from}"
-        raise ConfigError(explain("stage 3 and a checkpoint of the stage before", got, "stage.recipe=auto",
+    if stage.name != "finetune" or not stage.init_from:
+        got = f"stage '{stage.name}', stage.init_from {stage.init_from}"
+        raise ConfigError(explain("stage 3 and a checkpoint of the stage before", got, f"stage.recipe={stage.recipe}",
                                   "set stage.recipe=given, or train stage 3"))  # fmt: skip
+    if stage.recipe != "auto":
+        return config, ""
     if resume:
-        before = configs.load(Path(config.run.dir) / "config.yaml")
-        return _with(config, {section: getattr(before, section).model_dump() for section in CHOSEN}), ""
+        return _named(config, configs.load(Path(config.run.dir) / "config.yaml").stage.recipe), ""
     canvases = ImageStore(training_records(data, config), config.data.image_size)
     store = ImageStore(data.split(split), config.data.image_size)
-    ap50 = rehearse(load_trained(config.stage.init_from), canvases, shots, store, config.run.seed)
-    found = f"recipe: registration alone finds copies of the shots with AP50 {ap50:.3f}"
-    if ap50 >= CARRIES_OVER:
-        change: dict = {"optim": {"lr_scale": {"backbone": NEAR_BACKBONE, **config.optim.lr_scale}}}
-        return _with(config, change), f"{found}, at least {CARRIES_OVER}: the backbone moves at half speed"
-    return _with(config, _far(config)), f"{found}, less than {CARRIES_OVER}: everything moves, faster and longer"
+    ap50 = rehearse(load_trained(stage.init_from), canvases, shots, store, config.run.seed)
+    name = "near" if ap50 >= CARRIES_OVER else "far"
+    return _named(config, name), (
+        f"recipe {name}: registration alone finds copies of the shots with AP50 {ap50:.3f}, "
+        f"{'at least' if name == 'near' else 'less than'} {CARRIES_OVER}: {WORDS[name]}"
+    )
+
+
+def applied(config: Config) -> Config:
+    """The values that a run trains by: those of the file, changed as the recipe says; itself without a recipe."""
+    change = {"near": _near, "far": _far}.get(config.stage.recipe)
+    return config if change is None else config.model_copy(update=change(config))
+
+
+def _near(config: Config) -> dict:
+    scale = {"backbone": NEAR_BACKBONE, **config.optim.lr_scale}
+    return {"optim": config.optim.model_copy(update={"lr_scale": scale})}
 
 
 def _far(config: Config) -> dict:
     optim = config.optim
-    length = {"steps": round(FAR_STEPS * optim.steps)} if optim.steps else {"epochs": FAR_STEPS * (optim.epochs or 1)}
-    return {"optim": {"lr": FAR_LR * optim.lr, "muon_lr": FAR_LR * optim.muon_lr, **length},
-            "data": {"augment": {**config.data.augment.model_dump(), **FAR_MIX}}}  # fmt: skip
+    faster = {"lr": FAR_LR * optim.lr, "muon_lr": FAR_LR * optim.muon_lr}
+    if optim.steps:
+        longer: dict = {"steps": round(FAR_LENGTH * optim.steps)}
+    else:
+        longer = {"epochs": FAR_LENGTH * (optim.epochs or 1)}
+    augment = config.data.augment.model_copy(update=FAR_MIX)
+    return {"optim": optim.model_copy(update={**faster, **longer}),
+            "data": config.data.model_copy(update={"augment": augment})}  # fmt: skip
 
 
-def _with(config: Config, change: Mapping[str, Mapping]) -> Config:
-    """`config` with some keys of some sections replaced, validated again."""
-    plain = config.model_dump()
-    for section, keys in change.items():
-        plain[section].update(keys)
-    return Config.model_validate(plain)
+def _named(config: Config, recipe: str) -> Config:
+    return config.model_copy(update={"stage": config.stage.model_copy(update={"recipe": recipe})})
 
 
 def _keep_base(config: Config) -> None:
