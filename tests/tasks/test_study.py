@@ -91,12 +91,13 @@ def test_more_draws_or_shots_are_made_and_fewer_are_taken_from_what_is_there(reg
     value = json.loads(cell.read_text())
     del value["asked"]  # as files were before
     cell.write_text(json.dumps(value))
+    assert registering(shots=[1], seeds=3)[0]["seeds"] == [0, 1, 2]
     more, calls = registering(shots=[1, 2], seeds=3)
-    assert len(calls) == 2 and more["seeds"] == [0, 1, 2] and set(more["shots"]) == {"1", "2"}
+    assert len(calls) == 3 and more["seeds"] == [0, 1, 2] and set(more["shots"]) == {"1", "2"}
     assert len(more["shots"]["2"]["bAP50"]["values"]) == 3
     assert more["shots"]["1"]["nAP50"]["values"][:2] == two["shots"]["1"]["nAP50"]["values"]
     again, calls = registering(shots=[1], seeds=2)
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert all(again[key] == two[key] for key in ("shots", "per_class", "seeds", "draws", "data"))
 
 
