@@ -53,7 +53,7 @@ def test_eval_passes_its_flags_on_and_prints_the_table(checkpoint, monkeypatch, 
                  "--split", "val", "--device", "cpu"]) == 0  # fmt: skip
     assert seen == {"path": Path(checkpoint), "data": None, "shots": [1, 5], "seeds": 2, "bank": None,
                     "json_out": Path("r.json"), "setting": "fsod", "metric": None, "split": "val",
-                    "device": "cpu", "scoring": Scoring()}  # fmt: skip
+                    "device": "cpu", "scoring": Scoring(), "shot_file": None}  # fmt: skip
     assert "nAP50" in capsys.readouterr().out
     assert main(["eval", checkpoint, "--scoring", "reduce=best,background=true"]) == 0
     assert seen["scoring"] == Scoring("best", background="subtract")
@@ -210,3 +210,15 @@ def test_data_demo_draws_into_the_folder_it_is_given(tmp_path, monkeypatch, caps
     monkeypatch.setattr(synthetic, "draw_demo", draw)
     assert main(["data", "demo", str(tmp_path / "d"), "--seed", "2"]) == 0
     assert seen == [(tmp_path / "d", 2)] and capsys.readouterr().out.strip() == str(tmp_path / "d/data.yaml")
+
+
+def test_eval_takes_a_shot_file_as_its_one_draw(checkpoint, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(protocol, "evaluate_checkpoint", lambda path, **flags: seen.update(flags) or results())
+    assert main(["eval", checkpoint, "--shot-file", "s.json"]) == 2 and "a shot file" in capsys.readouterr().err
+    Path("s.json").write_text("{}")
+    for more in (["--seeds", "2"], ["--bank", "x.bank"]):
+        assert main(["eval", checkpoint, "--shot-file", "s.json", *more]) == 2
+        assert "it is one draw" in capsys.readouterr().err
+    assert not seen and main(["eval", checkpoint, "--shot-file", "s.json", "--shots", "5"]) == 0
+    assert seen["shot_file"] == Path("s.json") and seen["shots"] == [5] and seen["seeds"] is None

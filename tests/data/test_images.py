@@ -2,6 +2,8 @@
 """Pixels are what Pillow shows after exif_transpose; damage is an error; the header's size is the decoded size."""
 
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -123,3 +125,31 @@ def test_sizes_of_many_keep_their_order_and_errors_stand_in_place(tmp_path):
 def test_file_names():
     assert [name for name in ("a.JPG", "a.jpeg", "a.txt", "._a.jpg", "jpg", "a.tiff") if is_image(name)] == [
         "a.JPG", "a.jpeg", "a.tiff"]  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_opener_that_a_library_put_in_the_place_of_pillows_is_not_called(tmp_path, before):
+    """As ultralytics does, whose own tries to install a package; before and after this module is imported."""
+    (tmp_path / "x.jpg").write_bytes(b"<html>")
+    Image.fromarray(PIXELS).save(tmp_path / "y.png")
+    code = f"""
+import os, sys
+from PIL import Image
+os.chdir({str(tmp_path)!r})
+def foreign(*args, **kwargs):
+    sys.exit("the library's opener was called")
+if {before}:
+    Image.open = foreign
+from fsdet.data.images import image_size, read_rgb
+from fsdet.errors import DataError
+Image.open = foreign
+assert image_size("y.png") == (20, 30) and read_rgb("y.png").shape == (20, 30, 3)
+try:
+    read_rgb("x.jpg")
+except DataError as error:
+    assert "starts with" in str(error)
+else:
+    sys.exit("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -3,12 +3,14 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
 from evaluation.scenes import scene
+from fsdet.cli.main import main
 from fsdet.errors import DataError, ShapeError
 from fsdet.evaluation import summary
 from fsdet.evaluation.scorer import Scorer
@@ -104,11 +106,13 @@ def test_table_survives_the_file_and_prints_per_cent_with_intervals(tmp_path):
     assert "setting gfsod, metric coco, TTA off" in text and "abababababab" in text
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert len({len(line) for line in lines}) == 1 and len(lines) == 2 + 3 + 2
-    ci = 1.96 * math.sqrt(0.02 / 3) / math.sqrt(3)
+    ci, t = 1.96 * math.sqrt(0.02 / 3) / math.sqrt(3), 4.302653 * 0.1 / math.sqrt(3)  # std .0816 (ddof 0), .1 (ddof 1)
+    assert lines[0][:3] == ["", "K", "n"] and [line[2] for line in lines[2:]] == ["-", "3", "3", "-", "3"]
     assert lines[2][:7] == ["ours, standard head", "-", "-", "-", "-", "70.0", "50.0"]
     assert [line[1] for line in lines[2:]] == ["-", "1", "10", "-", "5"]  # K in numeric order
-    assert lines[3][3] == f"30.0 ± {100 * ci:.1f}" and lines[3][9] == f"0.30 ± {ci:.2f}"
-    assert lines[6][3] == "-" and lines[6][4] == "50.0 ± 0.0"
+    assert lines[3][3] == f"30.0 ± {100 * ci:.1f} (t {100 * t:.1f})"
+    assert lines[3][9] == f"0.30 ± {ci:.2f} (t {t:.2f})"
+    assert lines[6][3] == "-" and lines[6][4] == "50.0 ± 0.0 (t 0.0)"
 
 
 @pytest.mark.parametrize("change", [{"setting": "fsod"}, {"metric": "voc07"}])
@@ -143,25 +147,105 @@ def test_figures_at_the_proposed_thresholds_have_their_intervals_and_columns():
     assert set(got["shots"]["5"]["at_threshold"]) == {"fp_per_image", "recall", "threshold"}
     text = table([got, result()], ["ours", "before"])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    assert lines[0][11:] == ["FP/image at t", "recall at t", "ms/image"] and len({len(line) for line in lines}) == 1
-    assert lines[3][11:13] == ["0.05 ± 0.00", "75.0 ± 6.9"] and lines[2][11:13] == lines[5][11:13] == ["-", "-"]
+    assert lines[0][11:] == ["FP/image at threshold", "recall at threshold", "ms/image"]
+    assert len({len(line) for line in lines}) == 1 and lines[2][11:13] == lines[5][11:13] == ["-", "-"]
+    assert lines[3][11:13] == ["0.05 ± 0.00 (t 0.00)", "75.0 ± 6.9 (t 63.5)"]
     assert "ours: checkpoint abababababab, seeds 0, 1, reduce best" in text
-    assert "at t" not in table([result()], ["before"])
+    assert "at threshold" not in table([result()], ["before"])
 
 
 def test_novel_classes_by_k_and_result():
     entry = {"king": interval([0.25, 0.75]), "table": interval([0.9]), "queen": interval([math.nan])}
     ours = result(per_class={"10": entry, "1": entry}, novel=["king", "queen"])
-    text = summary.per_class_table(
-        [ours, result(per_class={"5": {"king": interval([0.1])}}, novel=["king"])], ["a", "b"]
-    )
+    text = summary.per_class_table([ours, result(per_class={"5": {"king": interval([0.1])}})], ["a", "b"])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert lines[0] == ["AP50", "a, K = 1", "a, K = 10", "b, K = 5"] and [line[0] for line in lines[2:]] == [
         "king",
         "queen",
     ]
-    assert lines[2][1:] == ["50.0 ± 34.6", "50.0 ± 34.6", "10.0"] and lines[3][1:] == ["-", "-", "-"]
+    assert lines[2][1:] == ["50.0 ± 34.6 (t 317.7)", "50.0 ± 34.6 (t 317.7)", "10.0"]
+    assert lines[3][1:] == ["-", "-", "-"]
     with pytest.raises(DataError, match="AP50 by class"):
         summary.per_class_table([result()], ["a"])
     with pytest.raises(DataError, match="one setting"):
         summary.per_class_table([ours, result(setting="fsod")], ["a", "b"])
+
+
+DATA = {"name": "set/data.yaml", "sha256": "1" * 64, "classes_sha256": "2" * 64, "base": 3, "novel": 2,
+        "novel_counted": 2}  # fmt: skip
+
+
+def measured(**changes):
+    return result(**{"split": "test", "images": 400, "novel": ["king", "queen"], "data": DATA, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"split": "val"}, "one split"), ({"images": 29}, "one number of images"),
+     ({"novel": ["king", "rook"]}, "one list of novel classes"),
+     ({"data": {**DATA, "classes_sha256": "3" * 64}}, "one list of classes"),
+     ({"data": {**DATA, "sha256": "3" * 64}}, "one data set")],
+)  # fmt: skip
+def test_table_refuses_what_was_measured_on_something_else(change, told):
+    for make in (table, summary.per_class_table):
+        with pytest.raises(DataError, match=f"expected {told}.*theirs.* Next: ") as caught:
+            make([measured(), measured(**change)], ["mine", "theirs"])
+        assert caught.value.exit_code == 2
+
+
+def test_table_says_once_what_it_was_measured_on_and_which_file_does_not():
+    moved = measured(data={**DATA, "name": "elsewhere/data.yaml"})
+    text = table([measured(), moved, result(split="test", images=400)], ["a", "b", "rival"])
+    stamp = "measured on set/data.yaml, sha256 111111111111, split test, 400 images, 3 base and 2 novel classes"
+    assert text.splitlines()[1] == stamp and text.count("measured on") == 1
+    assert text.splitlines()[2] == "rival: the file does not say its list of classes, data set; taken as the same"
+    assert "does not say" not in table([measured()], ["a"])
+    few = measured(data={**DATA, "novel_counted": 1})
+    assert "2 novel classes (1 of them with ground truth, which alone count)" in table([few], ["a"])
+
+
+def test_an_uneven_merger_says_n_of_each_k_and_every_checkpoint():
+    rows = [dict.fromkeys(FIGURES, v) for v in (0.2, 0.4)]
+    uneven = result(seeds=[0, 1], shots={1: rows}, checkpoints_sha256=["ab" * 32, "cd" * 32])
+    uneven["shots"]["5"] = result(seeds=[0, 1], shots={5: rows})["shots"]["5"] | {"nAP50": interval([0.1] * 7)}
+    text = table([uneven], ["ours"])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert [line[1:3] for line in lines[3:]] == [["1", "2"], ["5", "7"]]
+    assert "ours: checkpoint abababababab, cdcdcdcdcdcd, seeds 0, 1" in text
+
+
+def test_the_standard_heads_row_is_there_where_it_means_something():
+    nothing = {"bAP50": math.nan, "bAP": math.nan}
+    assert "standard head" in table([result()], ["a"])
+    assert "standard head" not in table([result(standard=nothing)], ["rival"])
+    assert "standard head" not in table([result(setting="fsod")], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(lambda v: v.update(shots=[]), r"shots is \[\]"), (lambda v: v.update(shots={}), "shots is empty"),
+     (lambda v: v["shots"].update({"1": [1]}), r"shots 1 is \[1\]"),
+     (lambda v: v["shots"].update(one=v["shots"]["1"]), "K of 'one'"),
+     (lambda v: v["shots"]["1"]["nAP50"].update(mean="0.5"), "shots 1 nAP50 is"),
+     (lambda v: v["shots"]["1"]["nAP50"].update(values=[]), "shots 1 nAP50 is"),
+     (lambda v: v["shots"]["1"]["nAP50"]["values"].append(math.nan), "NaN, which is no number"),
+     (lambda v: v.update(seeds=[0, None]), "a seed is None"), (lambda v: v.update(seeds=3), "seeds is 3"),
+     (lambda v: v.update(standard=[]), r"standard is \[\]"), (lambda v: v["standard"].update(bAP="x"), "bAP is 'x'"),
+     (lambda v: v.update(ms_per_image="fast"), "ms_per_image is 'fast'"),
+     (lambda v: v.update(data=[]), r"data is \[\]"),
+     (lambda v: v.update(per_class={"1": {"king": 3}}), "per_class 1 king is 3"),
+     (lambda v: v.update(draws={"1": {}}), r"draws 1 is \{\}"), (lambda v: v.pop("shots"), "nothing under shots")],
+)  # fmt: skip
+def test_damage_is_told_in_a_sentence(tmp_path, capsys, change, told):
+    path = write_json(tmp_path / "x.json", measured())
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))  # writes NaN for nan, as many tools do
+    assert main(["eval", "--table", str(path)]) == 2
+    text = capsys.readouterr().err
+    assert re.search(told, text) and "x.json" in text and "Next: " in text and "Traceback" not in text
+
+
+def test_null_figures_are_whole(tmp_path):
+    path = write_json(tmp_path / "x.json", result(shots={1: [dict.fromkeys(FIGURES, math.nan)] * 3}, split=None))
+    assert "standard head" in table([read_results(path)], ["a"])

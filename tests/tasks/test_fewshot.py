@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fsdet import tasks
+from fsdet.data.shots import ShotFile
 from fsdet.errors import CheckpointError, ConfigError, DataError
 from fsdet.tasks import build_task, read_data
 from fsdet.tasks.loading import load_trained
@@ -87,6 +88,21 @@ def test_stage_1_to_2_to_3_and_their_evaluation(settings, stage_1, tmp_path):
         assert torch.equal(value, after.model.backbone.state_dict()[name]), name
     tuned = evaluate_checkpoint(after.path, seeds=1)
     assert list(tuned["shots"]) == ["2"], "a fine-tuned checkpoint is evaluated under its own K"
+    same_draw = {"0": results["draws"]["2"]["sha256"]["0"]}  # stage 3 took the draw that registration takes
+    assert tuned["seeds"] == [0] and tuned["draws"]["2"] == {"unit": "instance", "sha256": same_draw}
+
+
+def test_stage_3_says_which_draw_it_is_of(settings, tmp_path):
+    data = read_data(settings())
+    file = ShotFile.draw(data, [1, 2], 4)
+    file.save(tmp_path / "shots.json")
+    tune = ("stage.name=finetune", "run.seed=6")
+    own = build_task(settings(*tune, "episode.shots=1"), data, resume=True)[0].describe()["draw"]
+    assert own == {"seed": 6, "unit": "instance", "sha256": ShotFile.draw(data, [1], 6).sha256}
+    config = settings(*tune, "episode.shots=2", f"data.shots={tmp_path / 'shots.json'}")
+    given = build_task(config, data, resume=True)[0].describe()["draw"]
+    assert given == {"seed": 4, "unit": "instance", "sha256": file.sha256}
+    assert build_task(settings(), data, resume=True)[0].describe()["draw"] is None
 
 
 def test_evaluation_is_deterministic(stage_1):

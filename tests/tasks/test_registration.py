@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Draws become registered classes once, however many scorings look at them, and their thresholds judge the split."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from fsdet.boxes import iou_matrix
-from fsdet.data.shots import draw_shots
-from fsdet.data.sources import load
+from fsdet.data.report import Report
+from fsdet.data.shots import ShotFile, draw_shots
+from fsdet.data.sources import DataSet, load
 from fsdet.data.store import ImageStore
-from fsdet.detect.scoring import DEFAULT, Scoring, own_classes
+from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, own_classes
 from fsdet.detect.support import embed_instances, negative_rows, whole_images
-from fsdet.errors import ConfigError
-from fsdet.evaluation.scorer import fp_per_image
+from fsdet.errors import ConfigError, DataError
+from fsdet.evaluation.scorer import Scorer, fp_per_image
 from fsdet.tasks import protocol
 from fsdet.tasks.loading import load_trained
-from fsdet.tasks.registration import draw_registered
+from fsdet.tasks.registration import Registered, draw_registered
+from fsdet.tasks.registration import drawn as drawn_shots
+from fsdet.tasks.stamps import data_stamp
+from fsdet.tasks.validation import without_classes
+from fsdet.types import Detections
 
 SUBTRACT = Scoring(background="subtract")
 
@@ -25,7 +32,7 @@ def drawn(best, small_demo):
     """(trained, data, registered) of 1 and 2 shots, one draw, the default and one other scoring."""
     trained, data = load_trained(best), load(small_demo)
     own = own_classes(range(data.num_base), data.num_base)
-    return trained, data, draw_registered(trained, data, (1, 2), (0,), own, (DEFAULT, SUBTRACT))
+    return trained, data, draw_registered(trained, data, drawn_shots(data, (1, 2), (0,)), own, (DEFAULT, SUBTRACT))
 
 
 def test_prototypes_are_those_of_the_draw_and_every_shot_is_kept(drawn):
@@ -108,3 +115,96 @@ def test_switches_are_no_matter_of_a_detector_that_has_its_classes(best, small_d
     study = protocol.Study(load(small_demo), "test", (1,), (0,), "gfsod", "coco")
     with pytest.raises(ConfigError, match="leave --scoring out"):
         protocol.evaluate(trained, study, scoring=SUBTRACT)
+
+
+@pytest.fixture(scope="module")
+def tuned(best, tmp_path_factory):
+    """A checkpoint that says it was fine-tuned on two shots of draw 7: the last class of `best` as its novel one."""
+    state = torch.load(best, weights_only=True)
+    state["spec"]["base"] = state["spec"]["base"][:-1]
+    state["spec"] |= {"shots": 2, "draw": {"seed": 7, "unit": "image", "sha256": "e" * 64}}
+    path = tmp_path_factory.mktemp("tuned") / "best.pt"
+    torch.save(state, path)
+    return load_trained(path)
+
+
+def test_stage_3_is_stamped_with_the_draw_it_was_trained_on(tuned, small_demo):
+    data = load(small_demo)
+    splits = {split: [r.kept(r.labels < data.num_base) for r in data.split(split)] for split in data.splits}
+    one = DataSet(data.root, data.base[:-1], data.base[-1:], splits, Report())
+    results = protocol.evaluate(tuned, protocol.Study(one, "test", (1,), (0,), "gfsod", "coco"))
+    assert results["seeds"] == [7] and list(results["shots"]) == ["2"]
+    assert results["draws"] == {"2": {"unit": "image", "sha256": {"7": "e" * 64}}}
+
+
+def test_results_say_what_they_were_measured_on_and_which_shots_were_used(best, small_demo):
+    found = protocol.evaluate_checkpoint(best, data=str(small_demo), shots=[1, 2], seeds=2)
+    data, stamp = load(small_demo), found["data"]
+    assert found["draws"]["2"]["unit"] == "instance" and set(found["draws"]["1"]["sha256"]) == {"0", "1"}
+    assert found["draws"]["2"]["sha256"]["1"] == ShotFile.draw(data, [2], 1).sha256
+    assert (found["split"], found["images"], stamp["name"]) == ("test", 8, "demo/data.yaml")
+    assert (stamp["base"], stamp["novel"]) == (80, 16) and str(data.root) not in str(found)
+    present = {c for r in data.split("test") for c in r.labels[~r.crowd].tolist()}
+    assert stamp["novel_counted"] == len(present & set(range(80, 96))) > 0
+
+
+def test_the_data_stamp_follows_labels_and_not_the_place(small_demo, tmp_path):
+    data = load(small_demo)
+    shutil.copytree(small_demo.parent, tmp_path / "demo")
+    moved, records = load(tmp_path / "demo/data.yaml"), data.split("test")
+    here = data_stamp(data, records, [])
+    assert here == data_stamp(moved, moved.split("test"), []) == data_stamp(data, records[::-1], [])
+    changed = [records[0].kept(np.arange(len(records[0].labels)) > 0), *records[1:]]
+    assert (
+        data_stamp(data, changed, [])["sha256"] != here["sha256"] != data_stamp(data, data.split("val"), [])["sha256"]
+    )
+
+
+def test_a_novel_class_without_objects_is_named(small_demo, caplog):
+    data = load(small_demo)
+    there = next(int(c) for r in data.split("test") for c in r.labels if c >= 80)
+    splits = {"test": [r.kept(r.labels != there) for r in data.split("test")]}
+    less = DataSet(data.root, data.base, data.novel, splits, Report())
+    whole, judge = (protocol.Judge(protocol.Study(d, "test", (1,), (0,), "gfsod", "coco")) for d in (data, less))
+    assert set(whole.counted) - set(judge.counted) == {there} and judge.counted
+    assert data.names[there] in caplog.messages[-1] and "do not count in the mean" in caplog.messages[-1]
+
+
+def test_false_positives_are_asked_of_the_classes_that_were_looked_for(best, small_demo):
+    """An image that shows another novel class alone is one without the registered class."""
+    data = load(small_demo)
+    judge = protocol.Judge(protocol.Study(data, "test", (1,), (0,), "gfsod", "coco"))
+    record = next(r for r in data.split("test") if (r.labels >= 80).any())
+    sought = next(c for c in range(80, 96) if c not in record.labels)
+    one = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([0.9]), torch.tensor([sought]), torch.zeros(1).byte())
+    assert np.isnan(fp_per_image([record], [one], judge.study.novel, 0.5)), "no image without all novel classes"
+    judge.records, judge.scorer = [record], Scorer([record], 96)
+    judge.base_only = Scorer(without_classes([record], 80), 96)
+    words = Vocabulary(prototypes=torch.zeros(1, 16), prototype_labels=(sought,))
+    known = {(DEFAULT, 1, 0): (Registered(words, {sought: 0.5}), [one])}
+    row = judge.results(load_trained(best), [one], known, 1.0)["shots"]["1"]
+    assert row["fp_per_image"]["mean"] == row["at_threshold"]["fp_per_image"]["mean"] == 1.0
+    assert np.isnan(judge.false_positives([one], [], 0.5))
+
+
+def test_a_shot_file_is_registered_as_its_one_draw(best, small_demo, tmp_path, tuned):
+    data, shared = load(small_demo), {"data": str(small_demo), "split": "test"}
+    file, other_file = ShotFile.draw(data, [1, 2], 5), tmp_path / "other.json"
+    file.save(tmp_path / "shots.json")
+    given = protocol.evaluate_checkpoint(best, shot_file=tmp_path / "shots.json", **shared)
+    assert given["seeds"] == [5] and list(given["shots"]) == ["1", "2"]
+    here = protocol.evaluate(load_trained(best), protocol.Study(data, "test", (1, 2), (5,), "gfsod", "coco"))
+    assert str(given["shots"]) == str(here["shots"]) and given["draws"] == here["draws"]
+    second = {name: rows[1:] for name, rows in file.shots().items()}
+    ShotFile(data.names, (1,), 9, "support", {1: second}, "image", nested=False).save(other_file)
+    other = protocol.evaluate_checkpoint(best, shot_file=other_file, json_out=tmp_path / "out/results.json", **shared)
+    assert other["seeds"] == [9] and other["draws"]["1"]["unit"] == "image"
+    assert other["draws"]["1"]["sha256"]["9"] != given["draws"]["1"]["sha256"]["5"]
+    used = drawn_shots(data, [1], [], ShotFile.load(other_file)).picks[1, 9]
+    assert used == {
+        c: rows[1:] for c, rows in draw_shots(data.split("support"), range(80, 96), [2], 5, data.names).items()
+    }
+    with pytest.raises(DataError, match=r"numbers of shots of the file: 1, 2, got 3"):
+        protocol.evaluate_checkpoint(best, shot_file=tmp_path / "shots.json", shots=[3], **shared)
+    with pytest.raises(ConfigError, match="leave --shot-file out"):
+        protocol.evaluate_checkpoint(tuned.path, data=str(small_demo), shot_file=tmp_path / "shots.json")

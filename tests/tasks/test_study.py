@@ -9,7 +9,7 @@ import pytest
 
 from fsdet.cli.main import main
 from fsdet.data.shots import draw_shots
-from fsdet.errors import ConfigError
+from fsdet.errors import ConfigError, DataError
 from fsdet.evaluation import summary
 from fsdet.tasks import protocol, study
 
@@ -68,14 +68,62 @@ def test_fine_tuning_takes_the_draw_that_registration_takes(written, best, small
     assert load_trained(run / "best.pt").spec["shots"] == 2
 
 
-def test_other_settings_in_the_same_folder_are_refused(written, capsys):
+@pytest.fixture
+def registering(written, monkeypatch):
+    """Call with keys of the plan: the study of registration alone; its merged results and the calls it made so far."""
     plan = json.loads(written.read_text())
     del plan["methods"]["stage 3"]
-    written.write_text(json.dumps(plan))
-    assert main(["eval", "--study", str(written), "--device", "cpu"]) == 0
-    written.write_text(json.dumps({**plan, "seeds": 1}))
-    assert main(["eval", "--study", str(written), "--device", "cpu"]) == 2
-    assert "expected results of this study's settings" in capsys.readouterr().err
+    calls = []
+    real = study.evaluate_scorings
+    monkeypatch.setattr(study, "evaluate_scorings", lambda *a, **k: calls.append(k) or real(*a, **k))
+
+    def run(**changes):
+        written.write_text(json.dumps({**plan, **changes}))
+        study.run(written, "cpu")
+        return summary.read_results(written.parent / "out/registration.json"), calls
+
+    return run
+
+
+def test_more_draws_or_shots_are_made_and_fewer_are_taken_from_what_is_there(registering, written):
+    two, _ = registering(shots=[1], seeds=2)
+    cell = written.parent / "out/registration/training0/results.json"
+    value = json.loads(cell.read_text())
+    del value["asked"]  # as files were before
+    cell.write_text(json.dumps(value))
+    assert registering(shots=[1], seeds=3)[0]["seeds"] == [0, 1, 2]
+    more, calls = registering(shots=[1, 2], seeds=3)
+    assert len(calls) == 3 and more["seeds"] == [0, 1, 2] and set(more["shots"]) == {"1", "2"}
+    assert len(more["shots"]["2"]["bAP50"]["values"]) == 3
+    assert more["shots"]["1"]["nAP50"]["values"][:2] == two["shots"]["1"]["nAP50"]["values"]
+    again, calls = registering(shots=[1], seeds=2)
+    assert len(calls) == 3
+    assert all(again[key] == two[key] for key in ("shots", "per_class", "seeds", "draws", "data"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(registering):
+    registering(shots=[1], seeds=1)
+    for change in ({"setting": "fsod"}, {"metric": "voc07"}, {"split": "val"}, {"setting": "fsod", "seeds": 3}):
+        with pytest.raises(ConfigError, match="expected results of this study's settings"):
+            registering(**{"shots": [1], "seeds": 1, **change})
+
+
+def test_trainings_merge_with_their_draws_hashes_and_uneven_k():
+    def one(sha, seeds, *ks):
+        row = dict.fromkeys(summary.FIGURES, 0.5)
+        draws = {str(k): {"unit": "instance", "sha256": {str(s): f"{k}-{s}" for s in seeds}} for k in ks}
+        return summary.results_json(setting="gfsod", metric="coco", checkpoint_sha256=sha * 64, seeds=seeds,
+                                    split="test", standard={"bAP50": 0.5, "bAP": 0.5}, ms_per_image=1.0, images=8,
+                                    shots={k: [row] * len(seeds) for k in ks}, draws=draws)  # fmt: skip
+
+    merged = study.merge([one("a", [0, 1], 1, 5), one("b", [0, 1], 1), one("c", [4], 5)])
+    assert merged["seeds"] == [0, 1, 4] and merged["images"] == 8
+    assert {k: len(v["nAP50"]["values"]) for k, v in merged["shots"].items()} == {"1": 4, "5": 3}
+    assert merged["draws"]["5"]["sha256"] == {"0": "5-0", "1": "5-1", "4": "5-4"}
+    text = summary.table([merged], ["ours"])
+    assert f"checkpoint {'a' * 12}, {'b' * 12}, {'c' * 12}, seeds 0, 1, 4" in text
+    with pytest.raises(DataError, match="one number of images"):
+        study.merge([one("a", [0], 1), {**one("b", [0], 1), "images": 9}])
 
 
 def test_scorings_of_one_checkpoint_are_made_together_and_named(written, best, monkeypatch):

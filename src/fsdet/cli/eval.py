@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet eval checkpoints/stage2/best.pt --shots 1,5 --seeds 3 --json results.json
+fsdet eval checkpoints/stage2/best.pt --shot-file shots/seed0.json --shots 5
 fsdet eval checkpoints/stage2/best.pt --scoring reduce=best,background=true
 fsdet eval --table checkpoints/stage2/results.json checkpoints/stage3/results.json --per-class
 fsdet eval --study scripts/bench/fewshot.yaml"""
@@ -17,6 +18,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--data", metavar="D", help="data YAML; default: the one the checkpoint was trained on")
     parser.add_argument("--shots", type=numbers, metavar="1,3,5", help="support instances a class")
     parser.add_argument("--seeds", type=count, metavar="N", help="draws of the support per number of shots")
+    parser.add_argument("--shot-file", type=Path, metavar="FILE", help="a file of fsdet data shots instead of draws")
     parser.add_argument("--bank", type=Path, metavar="BANK", help="registered prototypes instead of draws")
     parser.add_argument("--setting", choices=("gfsod", "fsod"), help="all classes, or novel classes only")
     parser.add_argument("--metric", choices=("coco", "voc07"))
@@ -34,6 +36,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
         parser.error("expected CHECKPOINT, --table FILE... or --study FILE")
     if args.scoring and not args.checkpoint:
         parser.error("expected CHECKPOINT beside --scoring; a study file has `scoring:` of a method")
+    if args.shot_file and (args.seeds or args.bank or not args.checkpoint):
+        parser.error("expected CHECKPOINT, and neither --seeds nor --bank, beside --shot-file: it is one draw")
     if args.per_class and args.study:
         parser.error("expected CHECKPOINT or --table beside --per-class")
     return args
@@ -55,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from fsdet.detect.scoring import DEFAULT, Scoring
     from fsdet.tasks import protocol
 
+    if args.shot_file:
+        existing(args.shot_file, "a shot file", "draw one: fsdet data shots")
     scoring = Scoring.parse(args.scoring) if args.scoring else DEFAULT
     if args.json:
         refuse_foreign(args.json, "a results.json", is_json_with("setting", "shots"))
@@ -70,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         device=args.device,
         scoring=scoring,
+        shot_file=args.shot_file,
     )
     _show([results], [_label(args.checkpoint)], args.per_class)
     return 0

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fsdet.errors import DataError, explain
 
@@ -88,7 +88,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
 def _open(path: str | Path) -> Image.Image:
     """The file with its header read and its size judged; the pixels are still on disk."""
     try:
-        image = Image.open(path, formats=_FORMATS)
+        image = _identified(path)
     except _BOMB as error:
         raise DataError(_too_large(path, str(error))) from error
     except FileNotFoundError as error:
@@ -100,6 +100,28 @@ def _open(path: str | Path) -> Image.Image:
         image.close()
         raise DataError(_too_large(path, size))
     return image
+
+
+def _identified(path: str | Path) -> Image.Image:
+    """The file as the first of our formats that knows its first bytes; Pillow's own table says which.
+
+    Image.open does the same, but ultralytics replaces it on import by one that installs packages for what it does not
+    know; which of the two is in place depends on what was imported before.
+    Raises:
+        OSError: no such file, or none of our formats.
+    """
+    Image.init()
+    with open(path, "rb") as file:
+        head = file.read(16)
+    for name in _FORMATS:
+        factory, accept = Image.OPEN[name]
+        verdict = accept is None or accept(head)
+        if verdict and not isinstance(verdict, str):  # text says that this Pillow was built without the format
+            try:
+                return factory(os.fspath(path), None)
+            except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open: not of this format after all
+                continue
+    raise UnidentifiedImageError("no known image format")
 
 
 def _orientation(image: Image.Image) -> int:

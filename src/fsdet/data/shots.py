@@ -315,6 +315,17 @@ def _shot(record: ImageRecord, box: int, root: Path) -> Shot:
     return Shot(image, tuple(round(value, 2) for value in record.boxes[box].tolist()))
 
 
+def picks_sha256(data: DataSet, split: str, picks: Mapping[int, Sequence[tuple[int, int]]]) -> str:
+    """Of {class: (record, box)} as names, images and boxes: equal for equal shots wherever the data set lies.
+
+    It is the sha256 of the nested ShotFile that holds these lists and no others.
+    """
+    records = data.split(split)
+    lists = {data.names[c]: as_shots(data, records, rows) for c, rows in picks.items()}
+    k = max(map(len, lists.values()), default=0)
+    return ShotFile(data.names, (k,), 0, split, {k: lists}).sha256
+
+
 def match(
     records: Sequence[ImageRecord], places: Sequence[int], label: int, box: Sequence[float], within: float
 ) -> tuple[int, int] | None:

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from fsdet.errors import DataError, ShapeError, explain
+from fsdet.evaluation.results import (
+    AT_THRESHOLD,
+    FIGURES,
+    checked,
+    finite,
+    measured_lines,
+    read_results,  # noqa: F401, callers find everything of results.json here
+    refuse_mixture,
+)
 from fsdet.evaluation.scorer import Scores
 from fsdet.files import write_durably
 
-FIGURES = ("nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "fp_per_image", "recall")
-STAMPS = ("setting", "metric", "tta")  # results that differ in one of these are not comparable
-AT_THRESHOLD = ("fp_per_image", "recall", "threshold")  # at the thresholds that registration proposes
 _COUNTED = {"fp_per_image"}  # printed as they are; the others are shares, printed in per cent
 _T975 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 
@@ -132,20 +138,12 @@ def write_json(path: str | Path, value: object) -> Path:
     return write_durably(Path(path), text.encode())
 
 
-def read_results(path: str | Path) -> dict:
-    """A results.json back as a dict. Raises DataError when it is none."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(explain("a results.json", str(error), str(path), "make one with fsdet eval --json")) from error
-    return _checked(value, str(path))
-
-
 def table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
-    """Markdown that also reads well as plain text: one row per result and K, mean ± ci95, figures in per cent.
+    """Markdown that also reads well as plain text: one row per result and K, mean ± ci95 (t ci95_t), in per cent.
 
+    n is the number of values of a row's K, which merged results may have more of at one K than at another.
     Raises:
-        DataError: nothing to print, not results.json, or results of different setting, metric or TTA.
+        DataError: nothing to print, not results.json, or results of different rules, split, images, classes or data.
         ShapeError: not one label per result.
     """
     if len(results) != len(labels):
@@ -153,24 +151,30 @@ def table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
     if not results:
         raise DataError(explain("at least one results.json", "none", "table", "name the files"))
     for result, label in zip(results, labels, strict=True):
-        _checked(result, label)
-    _refuse_mixture(results, labels)
+        checked(result, label)
+    refuse_mixture(results, labels)
     thresholds = any("at_threshold" in shot for result in results for shot in result["shots"].values())
-    head = ("", "K", "draws", "nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "FP/image", "recall",
-            *(("FP/image at t", "recall at t") if thresholds else ()), "ms/image")  # fmt: skip
+    head = ("", "K", "n", "nAP50", "nAP", "bAP50", "bAP", "AP50", "HM50", "FP/image", "recall",
+            *(("FP/image at threshold", "recall at threshold") if thresholds else ()), "ms/image")  # fmt: skip
     rows = [row for result, label in zip(results, labels, strict=True) for row in _rows(result, label, thresholds)]
     first = results[0]
     title = (
         f"setting {first['setting']}, metric {first['metric']}, TTA {'on' if first['tta'] else 'off'}; "
-        "mean ± 1.96 std / sqrt(draws), per cent except FP/image and ms/image; '-': no such ground truth"
-        + ("; t: the threshold that registration proposes for each class" if thresholds else "")
+        "mean ± 1.96 std / sqrt(n) (t: by Student's t), n draws or trainings, per cent except FP/image and ms/image; "
+        "'-': no such ground truth"
+        + ("; threshold: the one that registration proposes for each class" if thresholds else "")
     )
     stamps = [
-        f"{label}: checkpoint {str(r['checkpoint_sha256'])[:12]}, seeds {', '.join(map(str, r['seeds']))}"
+        f"{label}: checkpoint {_hashes(r)}, seeds {', '.join(map(str, r['seeds']))}"
         + "".join(f", {switch} {value}" for switch, value in r.get("scoring", {}).items())
         for r, label in zip(results, labels, strict=True)
     ]
-    return "\n".join((title, "", *_markdown(head, rows), "", *stamps))
+    return "\n".join((title, *measured_lines(results, labels), "", *_markdown(head, rows), "", *stamps))
+
+
+def _hashes(result: Mapping) -> str:
+    """Every checkpoint of a result, short."""
+    return ", ".join(str(h)[:12] for h in result.get("checkpoints_sha256") or [result["checkpoint_sha256"]])
 
 
 def per_class_table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
@@ -178,12 +182,12 @@ def per_class_table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
 
     A file that does not say which classes are novel shows all of its classes.
     Raises:
-        DataError: results of different setting, metric or TTA, or none of them has figures by class.
+        DataError: results that do not belong in one table, or none of them has figures by class.
         ShapeError: not one label per result.
     """
     if len(results) != len(labels):
         raise ShapeError(f"per_class_table expects {len(results)} labels, got {len(labels)}")
-    _refuse_mixture(results, labels)
+    refuse_mixture(results, labels)
     columns = [(f"{label}, K = {k}", found, result.get("novel"))
                for result, label in zip(results, labels, strict=True)
                for k, found in sorted(result.get("per_class", {}).items(), key=lambda item: int(item[0]))]  # fmt: skip
@@ -205,67 +209,44 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _checked(value: object, where: str) -> dict:
-    missing = [
-        key
-        for key in (*STAMPS, "checkpoint_sha256", "seeds", "standard", "shots")
-        if not isinstance(value, Mapping) or key not in value
-    ]
-    if missing:
-        raise DataError(
-            explain(
-                "the keys of results.json",
-                f"nothing under {', '.join(missing)}",
-                where,
-                "make the file with fsdet eval --json",
-            )
-        )
-    return value
-
-
-def _refuse_mixture(results: Sequence[Mapping], labels: Sequence[str]) -> None:
-    for stamp in STAMPS:
-        if len({str(r[stamp]) for r in results}) > 1:
-            got = ", ".join(f"{r[stamp]} ({label})" for r, label in zip(results, labels, strict=True))
-            raise DataError(
-                explain(
-                    f"one {stamp} in a table",
-                    got,
-                    "table",
-                    f"print one table per {stamp}; these figures cannot be compared",
-                )
-            )
-
-
 def _rows(result: Mapping, label: str, thresholds: bool) -> list[list[str]]:
+    """A result's rows; the standard head alone comes first, where it has base classes to find and figures of them."""
     standard, ms = result["standard"], _number(result.get("ms_per_image"), 1)
     at = AT_THRESHOLD[:2] if thresholds else ()
-    draws = str(len(result["seeds"]))
     rows = [
         [
             label,
             str(k),
-            draws,
+            str(_count(shot)),
             *(_cell(shot, key) for key in FIGURES),
             *(_cell(shot.get("at_threshold", {}), key) for key in at),
             ms,
         ]
         for k, shot in sorted(result["shots"].items(), key=lambda item: int(item[0]))
     ]
+    if result["setting"] == "fsod" or not any(finite(standard.get(key)) for key in ("bAP50", "bAP")):
+        return rows
     base = [_number(standard.get(key), 1, 100) for key in ("bAP50", "bAP")]
     return [[f"{label}, standard head", "-", "-", "-", "-", *base, "-", "-", "-", "-", *("-" for _ in at), ms], *rows]
 
 
+def _count(shot: Mapping) -> int:
+    """The number of values of a K."""
+    return max((len(shot[key]["values"]) for key in FIGURES if key in shot), default=0)
+
+
 def _cell(shot: Mapping, key: str) -> str:
+    """`57.8 ± 0.9 (t 1.3)`; the mean alone of one value, which has no interval."""
     digits, scale = (2, 1) if key in _COUNTED else (1, 100)
     entry = shot.get(key) or {}
-    mean, width = (_number(entry.get(x), digits, scale) for x in ("mean", "ci95"))
-    one = len(entry.get("values") or ()) == 1  # one draw has no interval
-    return mean if mean == "-" or one else f"{mean} ± {width}"
+    mean, width, t_width = (_number(entry.get(x), digits, scale) for x in ("mean", "ci95", "ci95_t"))
+    if mean == "-" or len(entry["values"]) == 1:
+        return mean
+    return f"{mean} ± {width}" + ("" if t_width == "-" else f" (t {t_width})")
 
 
 def _number(value: float | None, digits: int, scale: float = 1) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{scale * value:.{digits}f}"
+    return f"{scale * value:.{digits}f}" if finite(value) else "-"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fsdet.config import Config
+from fsdet.data.shots import ShotFile, picks_sha256
 from fsdet.data.sources import DataSet
 from fsdet.models.build import build_model, model_spec
 from fsdet.models.initialise import expected_cls
@@ -37,6 +38,13 @@ def spec_of(config: Config, classes: int, base: int) -> dict[str, Any]:
     return model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base)
 
 
+def stamp_of(config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]], split: str) -> dict:
+    """{"seed", "unit", "sha256"} of the shots of stage 3: of the file they are from, else of the run's own draw."""
+    file = ShotFile.load(config.data.shots) if config.data.shots else None
+    seed, unit = (file.seed, file.unit) if file else (config.run.seed, "instance")
+    return {"seed": seed, "unit": unit, "sha256": picks_sha256(data, split, shots)}
+
+
 class FewshotTask:
     """What a training step means for the dual-head detector; satisfies `types.Task`.
 
@@ -57,6 +65,7 @@ class FewshotTask:
         self.model = build_model(self.spec)
         self.objective = loss_of(config)
         self.batches = Batches(recipe.applied(config), data, len(self.classes), shots or {}, shot_split)
+        self.draw = stamp_of(config, data, shots, shot_split) if shots else None
         self.batches_per_epoch = self.batches.per_epoch
         self.validator = validation.Validator(config, data)
         self.best_metric = self.validator.best_metric
@@ -104,7 +113,7 @@ class FewshotTask:
 
     def describe(self) -> Mapping[str, Any]:
         return {"task": self.name, "stage": self.config.stage.name, "mode": self.config.stage.mode, "model": self.spec,
-                "shots": self.batches.shots_a_class,
+                "shots": self.batches.shots_a_class, "draw": self.draw,
                 "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
                 "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
                 "data": str(self.config.data.path)}  # fmt: skip

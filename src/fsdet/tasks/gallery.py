@@ -4,7 +4,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fsdet.data.shots import draw_shots
 from fsdet.data.store import ImageStore
 from fsdet.data.transforms import support_window
 from fsdet.detect.scoring import Vocabulary
@@ -12,6 +11,7 @@ from fsdet.evaluation.confusion import confusion_matrix
 from fsdet.evaluation.scorer import Scorer
 from fsdet.pictures import Picture, episode_sheet, plot_confusion, plot_pr, plot_shots
 from fsdet.tasks.loading import Trained
+from fsdet.tasks.registration import drawn
 from fsdet.tasks.validation import query_picture
 from fsdet.types import Detections
 
@@ -42,10 +42,10 @@ def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequenc
     """One sheet per few novel classes: their shots on the left, test images that hold them on the right."""
     k, seed = shown
     names, records = study.data.names, study.data.split(study.split)
-    drawn = study.data.has("support") and not trained.finetuned
-    support = study.data.split("support") if drawn else []
-    store = ImageStore(support, trained.spec["image_size"])
-    shots = draw_shots(support, study.novel, [k], seed, names) if drawn else {c: [] for c in study.novel}
+    known = study.shot_file is not None or (study.data.has("support") and not trained.finetuned)
+    draws = drawn(study.data, [k], [seed], study.shot_file) if known else None
+    store = ImageStore(study.data.split(draws.split) if draws else [], trained.spec["image_size"])
+    shots = draws.picks[k, seed] if draws else {c: [] for c in study.novel}
     paths = []
     for start in range(0, len(study.novel), CLASSES_A_SHEET):
         classes = study.novel[start : start + CLASSES_A_SHEET]

@@ -11,6 +11,7 @@ import torch
 
 from fsdet.bank import PrototypeBank
 from fsdet.data import sources
+from fsdet.data.shots import ShotFile
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
 from fsdet.detect.calibration import USUAL
@@ -23,7 +24,8 @@ from fsdet.models.build import model_sha256
 from fsdet.progress import track
 from fsdet.tasks.gallery import draw_gallery
 from fsdet.tasks.loading import Trained, data_of, load_trained
-from fsdet.tasks.registration import Key, Registered, draw_registered
+from fsdet.tasks.registration import Draws, Key, Registered, draw_registered, drawn
+from fsdet.tasks.stamps import data_stamp, draws_stamp, tuned_stamp
 from fsdet.tasks.validation import dense_batches, detect_batch, without_classes
 from fsdet.types import Detections
 
@@ -33,7 +35,7 @@ FP_THRESHOLD = USUAL
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What is evaluated: data, classes, K and draws."""
+    """What is evaluated: data, classes, K and draws; shot_file: the one draw, instead of draws from split support."""
 
     data: DataSet
     split: str
@@ -41,6 +43,7 @@ class Study:
     seeds: tuple[int, ...]
     setting: str
     metric: str
+    shot_file: ShotFile | None = None
 
     @property
     def base(self) -> list[int]:
@@ -98,7 +101,11 @@ def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, 
 def evaluations(trained: Trained, study: Study, bank: PrototypeBank | None,
                 scorings: Sequence[Scoring]) -> list[tuple[dict, dict, dict]]:  # fmt: skip
     """(results, {(K, seed): vocabulary}, {(K, seed): detections}) of each scoring; the images are looked at once."""
-    keyed = registered(trained, study, bank, scorings)
+    draws = None
+    if bank is None and not trained.finetuned:
+        draws = drawn(study.data, study.shots, study.seeds, study.shot_file)
+    keyed = registered(trained, study, bank, draws, scorings)
+    stamp = draws_stamp(study.data, draws) if draws else {} if bank else tuned_stamp(trained.spec)
     alone = own_classes(study.base, len(study.base), trained.spec["mode"])
     found, ms = detections_of(trained, study, {"standard": alone, **{key: r.words for key, r in keyed.items()}})
     judge = Judge(study)
@@ -106,20 +113,25 @@ def evaluations(trained: Trained, study: Study, bank: PrototypeBank | None,
     for scoring in scorings:
         mine = {key: (keyed[key], found[key]) for key in keyed if key[0] == scoring}
         results = judge.results(trained, found["standard"], mine, sum(ms[key] for key in mine) / len(mine))
+        results |= {"draws": stamp} if stamp else {}
         words = {key[1:]: r.words for key, (r, _) in mine.items()}
         out.append((results, words, {key[1:]: detections for key, (_, detections) in mine.items()}))
     return out
 
 
-def registered(trained: Trained, study: Study, bank: PrototypeBank | None,
+def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws: Draws | None,
                scorings: Sequence[Scoring] = (DEFAULT,)) -> dict[Key, Registered]:  # fmt: skip
-    """{(scoring, K, seed): what to look for}: the model's own classes in stage 3, a bank's, or draws from support."""
+    """{(scoring, K, seed): what to look for}: the model's own classes in stage 3, a bank's, or those of `draws`.
+
+    The seed of stage 3 is that of the draw it was trained on; 0 where an older checkpoint does not say it.
+    """
     if bank is None and trained.finetuned:
         classes = [*study.base, *study.novel] if study.setting == "gfsod" else study.novel
         own = own_classes(classes, len(study.base), trained.spec["mode"])
-        return {(scoring, int(trained.spec["shots"]), 0): Registered(own) for scoring in scorings}
-    if bank is None:
-        return draw_registered(trained, study.data, study.shots, study.seeds, _own(trained, study), scorings)
+        seed = int((trained.spec.get("draw") or {}).get("seed", 0))
+        return {(scoring, int(trained.spec["shots"]), seed): Registered(own) for scoring in scorings}
+    if draws is not None:
+        return draw_registered(trained, study.data, draws, _own(trained, study), scorings)
     bank.check_model(model_sha256(trained.model), "bank")
     known = [i for i, n in enumerate(bank.names) if n in study.data.names]
     if known and (absent := [n for n in study.data.novel if n not in bank.names]):
@@ -155,6 +167,11 @@ class Judge:
     def __init__(self, study: Study) -> None:
         self.study, self.records = study, study.data.split(study.split)
         names = study.data.names
+        with_truth = {c for r in self.records for c in r.labels[~r.crowd].tolist()}
+        self.counted = [c for c in study.novel if c in with_truth]
+        if lost := [names[c] for c in study.novel if c not in with_truth]:
+            log.warning("%d of %d novel classes have no object in split %s and do not count in the mean: %s", len(lost),
+                        len(study.novel), study.split, ", ".join(lost))  # fmt: skip
         self.scorer = Scorer(self.records, len(names), study.metric)
         self.base_only = Scorer(without_classes(self.records, len(study.data.base)), len(names), study.metric)
 
@@ -168,7 +185,7 @@ class Judge:
         base = study.base if study.setting == "gfsod" else ()
         for (_, k, _), (known, found) in draws.items():
             score = self.scorer.score(found)
-            false = fp_per_image(self.records, found, study.novel, FP_THRESHOLD)
+            false = self.false_positives(found, self.sought(known.words), FP_THRESHOLD)
             row = summary.figures(score, base, study.novel, false)
             if known.thresholds is not None:
                 row["at_threshold"] = self.at_threshold(known.thresholds, found)
@@ -181,7 +198,17 @@ class Judge:
             seeds=sorted({key[2] for key in draws}), shots=rows, ms_per_image=ms, stage=trained.spec["stage"],
             standard={"bAP50": alone.ap50(study.base), "bAP": alone.ap(study.base)},
             split=study.split, images=len(self.records), novel=list(study.data.novel), **extra,
+            data=data_stamp(study.data, self.records, self.counted),
             per_class={str(k): summary.per_class(s, study.data.names) for k, s in scores.items()})  # fmt: skip
+
+    def sought(self, words: Vocabulary) -> list[int]:
+        """The novel classes that were looked for; a bank may hold fewer than the data set has."""
+        labels = {*words.standard_labels, *words.prototype_labels, *words.proxy_labels}
+        return [c for c in self.study.novel if c in labels]
+
+    def false_positives(self, found: Sequence[Detections], classes: Sequence[int], threshold: float) -> float:
+        """An image without any of `classes`; nan when there are none to look for."""
+        return fp_per_image(self.records, found, classes, threshold) if classes else float("nan")
 
     def at_threshold(self, thresholds: Mapping[int, float], found: Sequence[Detections]) -> dict[str, float]:
         """False positives an image without any of the classes, recall at IoU .5, and the mean threshold.
@@ -192,7 +219,7 @@ class Judge:
         limit[list(thresholds)] = torch.tensor(list(thresholds.values()))
         sure = [d.above(limit) for d in found]
         return {
-            "fp_per_image": fp_per_image(self.records, sure, self.study.novel, 0.0),
+            "fp_per_image": self.false_positives(sure, [c for c in self.study.novel if c in thresholds], 0.0),
             "recall": self.scorer.score(sure).recall(self.study.novel),
             "threshold": sum(thresholds.values()) / len(thresholds),
         }
@@ -201,16 +228,24 @@ class Judge:
 def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shots: Sequence[int] | None = None,
                         seeds: int | None = None, bank: Path | None = None, json_out: Path | None = None,
                         setting: str | None = None, metric: str | None = None, split: str = "test",
-                        device: str = "cpu", scoring: Scoring = DEFAULT) -> dict:  # fmt: skip
-    """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`."""
+                        device: str = "cpu", scoring: Scoring = DEFAULT,
+                        shot_file: Path | None = None) -> dict:  # fmt: skip
+    """`fsdet eval`: evaluate a checkpoint on a data set (the one it was trained on by default); writes `json_out`.
+
+    shot_file: register the shots of this file, the K in `shots` (default: all that it has) under its one seed.
+    """
     trained = load_trained(checkpoint, device)
+    file = ShotFile.load(shot_file) if shot_file else None
+    if file is not None and trained.finetuned:
+        raise ConfigError(explain("a checkpoint that registers classes", "one of stage 3", str(trained.path),
+                                  "it has its own shots; leave --shot-file out"))  # fmt: skip
     loaded = sources.load(data or data_of(trained))
     _same_classes(trained, loaded)
     if trained.finetuned and shots and list(shots) != [int(trained.spec["shots"])]:
         log.warning("%s was fine-tuned on %d shots: it is evaluated as it is, without others", trained.path,
                     trained.spec["shots"])  # fmt: skip
-    study = Study(loaded, split, tuple(shots or (1, 3, 5, 10)), tuple(range(seeds or 10)), setting or "gfsod",
-                  metric or "coco")  # fmt: skip
+    asked = (file.ks, (file.seed,)) if file else ((1, 3, 5, 10), tuple(range(seeds or 10)))
+    study = Study(loaded, split, tuple(shots or asked[0]), asked[1], setting or "gfsod", metric or "coco", file)
     bank_read = PrototypeBank.load(bank) if bank else None
     return evaluate(trained, study, bank_read, json_out and Path(json_out), scoring)
 

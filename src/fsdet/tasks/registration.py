@@ -7,18 +7,46 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fsdet.data.shots import draw_shots
+from fsdet.data.shots import Picks, ShotFile, draw_shots
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
 from fsdet.detect.calibration import COPIES, Calibrator, Place, copies
 from fsdet.detect.scoring import DEFAULT, ClassShots, Scoring, Vocabulary
 from fsdet.detect.support import embed_instances, negative_rows, whole_images
+from fsdet.errors import DataError, explain
 from fsdet.progress import track
 from fsdet.tasks.loading import Trained
 from fsdet.tasks.validation import shot_prototypes
 
 Pick = tuple[int, int]  # record, box
 Key = tuple[Scoring, int, int]  # scoring, K, seed
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Shots of the novel classes: {(K, seed): {class: [(record, box)]}} in `split`; unit: what K counts."""
+
+    picks: Mapping[tuple[int, int], Picks]
+    split: str = "support"
+    unit: str = "instance"
+
+
+def drawn(data: DataSet, shots: Sequence[int], seeds: Sequence[int], file: ShotFile | None = None) -> Draws:
+    """Every K and seed, drawn from split support; with a file each of its K that `shots` names, as its one seed.
+
+    Raises:
+        DataError: too few instances for the largest K, a K that the file does not have, or a file of other data.
+    """
+    novel = range(data.num_base, len(data.names))
+    if file is None:
+        nested = {seed: draw_shots(data.split("support"), novel, list(shots), seed, data.names) for seed in seeds}
+        return Draws({(k, seed): {c: rows[:k] for c, rows in found.items()}
+                      for seed, found in nested.items() for k in shots})  # fmt: skip
+    if absent := [k for k in shots if k not in file.ks]:
+        have, got = (", ".join(map(str, ks)) for ks in (file.ks, absent))
+        raise DataError(explain(f"numbers of shots of the file: {have}", got, "shots", "name some of these"))
+    picks = {k: file.picks(data, k) for k in shots}
+    return Draws({(k, file.seed): {c: found[c] for c in novel} for k, found in picks.items()}, file.split, file.unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +58,15 @@ class Registered:
 
 
 @torch.inference_mode()
-def draw_registered(trained: Trained, data: DataSet, shots: Sequence[int], seeds: Sequence[int], own: Vocabulary,
+def draw_registered(trained: Trained, data: DataSet, draws: Draws, own: Vocabulary,
                     scorings: Sequence[Scoring] = (DEFAULT,)) -> dict[Key, Registered]:  # fmt: skip
-    """Every K and draw of split support under every scoring; each image is looked at once however many draws use it.
+    """Every K and draw under every scoring; each image is looked at once however many draws use it.
 
     Args:
         own: the model's own classes, among which the novel ones are sought.
-    Raises:
-        DataError: too few instances for the largest K.
     """
-    records, novel = data.split("support"), list(range(data.num_base, len(data.names)))
-    draws = {seed: draw_shots(records, novel, list(shots), seed, data.names) for seed in seeds}
-    wanted = sorted({pick for drawn in draws.values() for picks in drawn.values() for pick in picks})
+    records, novel = data.split(draws.split), list(range(data.num_base, len(data.names)))
+    wanted = sorted({pick for found in draws.picks.values() for of in found.values() for pick in of})
     store = ImageStore(records, trained.spec["image_size"])
     embeddings = embed_instances(trained.model, (store.instance(*p) for p in wanted), trained.spec["support_size"])
     row = {pick: i for i, pick in enumerate(wanted)}
@@ -50,16 +75,15 @@ def draw_registered(trained: Trained, data: DataSet, shots: Sequence[int], seeds
         negatives = _negatives(trained, store, wanted, embeddings)
     words: dict[Key, Vocabulary] = {}
     picks: dict[Key, list[list[Pick]]] = {}
-    for seed, drawn in draws.items():
-        for k in shots:
-            chosen = [drawn[c][:k] for c in novel]
-            rows = [[row[p] for p in picks] for picks in chosen]
-            classes = tuple(_class_shots(embeddings, negatives, r) for r in rows)
-            plain = replace(own, prototypes=shot_prototypes(embeddings, rows, k), prototype_labels=tuple(novel),
-                            shots=classes)  # fmt: skip
-            for scoring in scorings:
-                words[scoring, k, seed] = replace(plain, scoring=scoring)
-                picks[scoring, k, seed] = chosen
+    for (k, seed), found in draws.picks.items():
+        chosen = [found[c] for c in novel]
+        rows = [[row[p] for p in of] for of in chosen]
+        classes = tuple(_class_shots(embeddings, negatives, r) for r in rows)
+        plain = replace(own, prototypes=shot_prototypes(embeddings, rows, k), prototype_labels=tuple(novel),
+                        shots=classes)  # fmt: skip
+        for scoring in scorings:
+            words[scoring, k, seed] = replace(plain, scoring=scoring)
+            picks[scoring, k, seed] = chosen
     thresholds = _thresholds(trained, store, words, picks)
     return {key: Registered(words[key], thresholds[key]) for key in words}
 

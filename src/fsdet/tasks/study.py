@@ -3,7 +3,7 @@
 
 A cell is one evaluation: a checkpoint under all K and draws where nothing is trained, one fine-tuning per checkpoint, K
 and draw where something is. A cell that has its results.json, made from the same checkpoint and settings, is not made
-again; a fine-tuning that was interrupted is resumed.
+again, but for more K or draws than it has; a fine-tuning that was interrupted is resumed.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from fsdet.detect.scoring import Scoring
 from fsdet.engine.checkpoint import is_finished
 from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.evaluation import summary
+from fsdet.evaluation.results import refuse_mixture
 from fsdet.files import write_durably
 from fsdet.pictures import plot_shots
 from fsdet.tasks.protocol import evaluate_checkpoint, evaluate_scorings
@@ -144,7 +145,7 @@ def _register_together(plan: Plan, device: str) -> None:
     missing: dict[Path, list[Cell]] = {}
     for name, method in plan.methods.items():
         for cell in _cells(plan, name, method):
-            if cell.seed is None and not (cell.folder / "results.json").is_file():
+            if cell.seed is None and _read(cell, plan) is None:
                 missing.setdefault(cell.checkpoint, []).append(cell)
     for checkpoint, cells in missing.items():
         log.info("study: %s", ", ".join(str(cell.folder) for cell in cells))
@@ -154,31 +155,72 @@ def _register_together(plan: Plan, device: str) -> None:
         by_scoring = dict(zip(scorings, found, strict=True))
         for cell in cells:
             results = by_scoring[Scoring.of(cell.method.scoring)]
-            summary.write_json(cell.folder / "results.json", {**results, "study": _stamp(cell, plan)})
+            asked = {"shots": list(plan.shots), "seeds": plan.seeds}
+            summary.write_json(cell.folder / "results.json", {**results, "study": _stamp(cell, plan), "asked": asked})
 
 
 def _made(cell: Cell, plan: Plan, device: str) -> dict:
     """The cell's results, read when they are there."""
-    stamp, out = _stamp(cell, plan), cell.folder / "results.json"
-    if out.is_file():
-        found = summary.read_results(out)
-        if found.get("study") == stamp:
-            return found
-        raise ConfigError(explain("results of this study's settings", "of other ones", str(out),
-                                  "name another `out`, or remove that folder"))  # fmt: skip
+    if (found := _read(cell, plan)) is not None:
+        return found
     log.info("study: %s", cell.folder)
-    checkpoint = _fine_tuned(cell, plan, device)
+    checkpoint, out = _fine_tuned(cell, plan, device), cell.folder / "results.json"
     found = evaluate_checkpoint(checkpoint, data=plan.data, shots=cell.shots, seeds=plan.seeds, setting=plan.setting,
                                 metric=plan.metric, split=plan.split, device=device)  # fmt: skip
-    summary.write_json(out, {**found, "study": stamp})
+    summary.write_json(out, {**found, "study": _stamp(cell, plan)})
     return summary.read_results(out)
 
 
-def _stamp(cell: Cell, plan: Plan) -> str:
-    """Hash of everything that shapes a cell."""
-    draws = plan.seeds if cell.seed is None else [cell.seed]
+def _read(cell: Cell, plan: Plan) -> dict | None:
+    """The cell's results under the plan's K and draws; None where there are none yet, or fewer of either.
+
+    Raises:
+        ConfigError: they are of other settings than the plan's. DataError: the file is damaged.
+    """
+    out = cell.folder / "results.json"
+    if not out.is_file():
+        return None
+    found = summary.read_results(out)
+    shots, draws = _asked(found) if cell.seed is None else (cell.shots, plan.seeds)
+    if found.get("study") != _stamp(cell, plan, shots, draws):
+        raise ConfigError(explain("results of this study's settings", "of other ones", str(out),
+                                  "name another `out`, or remove that folder"))  # fmt: skip
+    if cell.seed is not None:
+        return found
+    if not set(cell.shots) <= set(shots) or plan.seeds > draws:
+        log.info("study: %s has %s shots x %d draws; it is made again", out, ", ".join(map(str, shots)), draws)
+        return None
+    return found if found.get("stage") == "finetune" else _part(found, cell.shots, plan.seeds)
+
+
+def _asked(found: Mapping[str, Any]) -> tuple[list[int], int]:
+    """The K and the number of draws that a registration cell was made with, which its stamp holds."""
+    asked = found.get("asked") or {"shots": sorted(map(int, found["shots"])), "seeds": len(found["seeds"])}
+    return list(asked["shots"]), int(asked["seeds"])
+
+
+def _part(found: Mapping[str, Any], shots: Sequence[int], draws: int) -> dict:
+    """The results of the first `draws` draws of some K."""
+
+    def cut(entry: Mapping) -> dict:
+        if isinstance(entry.get("values"), list):
+            return _joined([{"values": entry["values"][:draws]}])
+        return {name: cut(figures) for name, figures in entry.items()}
+
+    part = {key: {str(k): cut(found[key][str(k)]) for k in shots if str(k) in found[key]}
+            for key in ("shots", "per_class") if key in found}  # fmt: skip
+    if "draws" in found:
+        seeds = set(map(str, found["seeds"][:draws]))
+        part["draws"] = {k: {**row, "sha256": {s: h for s, h in row["sha256"].items() if s in seeds}}
+                         for k, row in found["draws"].items() if int(k) in shots}  # fmt: skip
+    return {**found, **part, "seeds": found["seeds"][:draws]}
+
+
+def _stamp(cell: Cell, plan: Plan, shots: Sequence[int] | None = None, draws: int | None = None) -> str:
+    """Hash of everything that shapes a cell, with the plan's K and number of draws unless others are given."""
+    seeds = (plan.seeds if draws is None else draws) if cell.seed is None else [cell.seed]
     parts = [hashlib.sha256(cell.checkpoint.read_bytes()).hexdigest(), *(getattr(plan, key) for key in SHARED),
-             plan.data, cell.shots, draws, cell.method.overrides]  # fmt: skip
+             plan.data, cell.shots if shots is None else shots, seeds, cell.method.overrides]  # fmt: skip
     if cell.method.config:
         parts.append(configs.dump(configs.load(cell.method.config)))
     if changed := Scoring.of(cell.method.scoring).changed():
@@ -200,28 +242,41 @@ def _fine_tuned(cell: Cell, plan: Plan, device: str) -> Path:
 def merge(results: Sequence[Mapping[str, Any]]) -> dict:
     """Several results.json dicts as one: each K's values one after another, so that an interval spans them all.
 
+    `seeds` are the draws that any of them has; a K's number of values is that of its own values.
     Raises:
-        ConfigError: they differ in setting, metric or split.
+        ConfigError: they differ in setting, metric or split. DataError: in images, classes or data.
     """
     first = results[0]
     for key in SHARED:
         if len({str(r.get(key)) for r in results if r.get(key) is not None}) > 1:
             got = ", ".join(sorted({str(r.get(key)) for r in results}))
             raise ConfigError(explain(f"results of one {key}", got, "study", "compare like with like"))
+    refuse_mixture(results, [str(r["checkpoint_sha256"])[:12] for r in results])
     ks = sorted({int(k) for r in results for k in r["shots"]})
     shots = {str(k): _merged_shots([r["shots"][str(k)] for r in results if str(k) in r["shots"]]) for k in ks}
     standard = {key: _mean([r["standard"].get(key) for r in results]) for key in ("bAP50", "bAP")}
-    draws = max(len(v["nAP50"]["values"]) for v in shots.values())
-    hashes = list(dict.fromkeys(str(r["checkpoint_sha256"]) for r in results))
-    return {**{k: first.get(k) for k in ("setting", "metric", "split")}, "tta": False, "standard": standard,
-            "shots": shots, "seeds": list(range(draws)), "checkpoint_sha256": hashes[0], "checkpoints_sha256": hashes,
-            "ms_per_image": _mean([r["ms_per_image"] for r in results]), **_merged_classes(results, ks),
-            **{key: first[key] for key in ("scoring", "novel") if key in first}}  # fmt: skip
+    hashes = [str(h) for r in results for h in r.get("checkpoints_sha256", [r["checkpoint_sha256"]])]
+    kept = {key: next(r[key] for r in results if r.get(key) is not None)
+            for key in ("split", "images", "data", "novel", "scoring")
+            if any(r.get(key) is not None for r in results)}  # fmt: skip
+    return {**{k: first[k] for k in ("setting", "metric", "tta")}, "standard": standard, "shots": shots,
+            "seeds": sorted({s for r in results for s in r["seeds"]}),
+            "checkpoint_sha256": hashes[0], "checkpoints_sha256": list(dict.fromkeys(hashes)),
+            "ms_per_image": _mean([r.get("ms_per_image") for r in results]), **_merged_classes(results, ks),
+            **_merged_draws(results), **kept}  # fmt: skip
+
+
+def _merged_draws(results: Sequence[Mapping]) -> dict:
+    """{"draws": ...} of all that say which shots they are from; trainings under the same draws say the same."""
+    out: dict[str, dict] = {}
+    for k, row in ((k, row) for r in results for k, row in r.get("draws", {}).items()):
+        out.setdefault(k, {"unit": row["unit"], "sha256": {}})["sha256"].update(row["sha256"])
+    return {"draws": out} if out else {}
 
 
 def _merged_shots(shots: Sequence[Mapping]) -> dict:
-    """One K of several results: intervals over the values of all, at the thresholds too where all have them."""
-    out = {name: _joined([s[name] for s in shots]) for name in summary.FIGURES}
+    """One K of several results: intervals over the values of all, of the figures that all have."""
+    out = {name: _joined([s[name] for s in shots]) for name in summary.FIGURES if all(name in s for s in shots)}
     if all("at_threshold" in s for s in shots):
         out["at_threshold"] = {n: _joined([s["at_threshold"][n] for s in shots]) for n in summary.AT_THRESHOLD}
     return out
