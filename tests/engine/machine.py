@@ -126,9 +126,9 @@ def _start(sequence: Sequence, folder: Path, resume: bool = False) -> Trainer:
 def _resumed(run: Trainer, sequence: Sequence, folder: Path) -> Trainer:
     """A new Trainer from the files of the old one: equal to the last bit, and one that was never stopped."""
     before = _everything(run)
-    run._save(wait=True)
+    run.saver.save(wait=True)
     fresh = _start(sequence, folder, resume=True)
-    assert fresh.state_dict()["optimizer"].keys() == run.state_dict()["optimizer"].keys()
+    assert fresh.state.take()["optimizer"].keys() == run.state.take()["optimizer"].keys()
     assert _equal(before, _everything(fresh)), "a resume changed the state"
     memories = [(c.proven, c.overflows, c.overflows_low) for c in (fresh.controller, run.controller)]
     assert memories[0] == memories[1], f"the scale's history changed: {memories}"

@@ -2,18 +2,23 @@
 """Where a run is, in plain values, all of which go into its checkpoints."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fsdet.engine.schedule import PLATEAU_PATIENCE
 from fsdet.types import StepReport
 
+REMEMBERED = 10_000  # rejected batches that a rewind can leave out
+
 
 @dataclass
 class Position:
-    """`batch` counts consumed micro-batches, those of rejected steps too.
+    """`batch` counts consumed micro-batches, those of rejected steps and those that are skipped too.
 
     epochs_told: epochs with a row in results.csv. evaluated: evaluation intervals done; evaluated_batch: the batch of
     the last evaluation. stale: evaluations since the best one or the last LR drop. sums, committed: of this epoch.
+    rejected: indices of the batches of rejected steps. rewinds: each return to a checkpoint, as its row tells it.
     """
 
     batch: int = 0
@@ -29,6 +34,36 @@ class Position:
     metrics: dict[str, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     committed: int = 0
+    rejected: list[int] = field(default_factory=list)
+    rewinds: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """Indices of the batches that are left out, because rewinds found them to blame."""
+        return frozenset(index for rewind in self.rewinds for index in rewind["skipped"])
+
+    def left(self, end: int) -> int:
+        """Batches to take before index `end`."""
+        return end - self.batch - sum(self.batch <= index < end for index in self.skipped)
+
+    def after(self, count: int) -> int:
+        """`batch` once `count` more are taken; it never rests on one that is skipped."""
+        batch, skipped = self.batch, self.skipped
+        while count or batch in skipped:
+            count -= batch not in skipped
+            batch += 1
+        return batch
+
+    def carry_over(self, before: int, now: int) -> None:
+        """Be as far into the same epoch when one has `now` batches, not `before`; indices then mean other batches."""
+        whole, rest = divmod(self.batch, before)
+        self.batch = whole * now + rest * now // before
+        self.evaluated_batch, self.rejected = -1, []
+        self.rewinds = [{**rewind, "skipped": []} for rewind in self.rewinds]
+
+    def reject(self, indices: Sequence[int]) -> None:
+        """Remember the batches of a rejected step."""
+        self.rejected = [*self.rejected, *indices][-REMEMBERED:]
 
     def add(self, report: StepReport) -> None:
         """Count a committed step into the epoch's means."""
