@@ -126,7 +126,7 @@ def _start(sequence: Sequence, folder: Path, resume: bool = False) -> Trainer:
 def _resumed(run: Trainer, sequence: Sequence, folder: Path) -> Trainer:
     """A new Trainer from the files of the old one: equal to the last bit, and one that was never stopped."""
     before = _everything(run)
-    run.saver.save(wait=True)
+    run._save(wait=True)
     fresh = _start(sequence, folder, resume=True)
     assert fresh.state.take()["optimizer"].keys() == run.state.take()["optimizer"].keys()
     assert _equal(before, _everything(fresh)), "a resume changed the state"

@@ -160,7 +160,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moment", range(1, 6))
 def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkeypatch, moment):
-    """Five renames in a save: manifest, step file, last, best, manifest."""
+    """Five renames in a save: manifest, best, step file, last, manifest."""
     writer, rename, calls = Writer(tmp_path), os.replace, iter(range(1, 6))
     writer.save(state(1), best=True, wait=True)
 
@@ -173,7 +173,7 @@ def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkey
         patch.setattr(os, "replace", dying)
         writer._write(snapshot(state(2, 2.0)), True)
     steps = {path.name: load(path)["step"] for path in tmp_path.glob("*.pt")}
-    assert (steps["last.pt"], steps["best.pt"]) == (1 + (moment > 3), 1 + (moment > 4)) and steps[
+    assert (steps["last.pt"], steps["best.pt"]) == (1 + (moment > 4), 1 + (moment > 2)) and steps[
         "step_00000001.pt"
     ] == 1
     assert newest(tmp_path)[1]["step"] == steps["last.pt"]

@@ -12,7 +12,7 @@ import logging
 import pickle
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -240,24 +240,26 @@ class Writer:
             "step": state["step"],
             "batch": state.get("batch", 0),
         }
-        names = [f"step_{state['step']:08d}.pt", "last.pt", *(["best.pt"] if best else [])]
-        self._write_manifest(files | {n: entry | _replaces(files.get(n)) for n in names}, state)
+        # best.pt first: whoever goes on from last.pt takes for granted that the best one so far is there
+        names = [*(["best.pt"] if best else []), f"step_{state['step']:08d}.pt", "last.pt"]
+        self._write_manifest(files | {n: entry | _replaces(files.get(n)) for n in names}, finished=False)
         for name in names:
             write_durably(self.folder / name, data)
         files |= dict.fromkeys(names, entry)
-        old = self._dropped(files, state["step"])
-        self._write_manifest({n: e for n, e in files.items() if n not in old}, state)
+        old = self._dropped({*files, *(path.name for path in candidates(self.folder))}, state["step"])
+        finished = bool(state.get("finished", False))  # not before all of it is on the disk
+        self._write_manifest({n: e for n, e in files.items() if n not in old}, finished)
         for name in old:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _dropped(self, files: Mapping[str, Any], step: int) -> list[str]:
+    def _dropped(self, names: Iterable[str], step: int) -> list[str]:
         """Step files beyond the newest `keep`, and those of later steps: from a way that a rewind or resume left."""
-        steps = {name: int(digits[1]) for name in files if (digits := re.fullmatch(r"step_(\d+)\.pt", name))}
+        steps = {name: int(digits[1]) for name in names if (digits := re.fullmatch(r"step_(\d+)\.pt", name))}
         left = sorted(name for name, at in steps.items() if at <= step)
         return [*left[: -self.keep], *(name for name, at in steps.items() if at > step)]
 
-    def _write_manifest(self, files: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        content = {"format": FORMAT, "finished": bool(state.get("finished", False)), "files": files}
+    def _write_manifest(self, files: Mapping[str, Any], finished: bool) -> None:
+        content = {"format": FORMAT, "finished": finished, "files": files}
         write_durably(self.folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 

@@ -32,15 +32,17 @@ PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "fa
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of the rows of a run that goes on from an earlier place: those of batches up to `batch`.
+    """What stays of the rows of a run that goes on from an earlier place.
 
-    rewinds: the rewinds that are in force there; each has a row that stays, or is made up for, and others have none.
-    scale: batches of an epoch now over then, by which batch numbers are multiplied.
+    batch: rows of later batches go; None: batches were numbered otherwise then. rows, table: so many rows of
+    metrics.jsonl (rewinds not counted) and of results.csv were written by then; None: not known.
+    rewinds: those in force there; each has a row that stays, or is made up for, and others have none.
     """
 
-    batch: int
+    batch: int | None
     rewinds: Sequence[Mapping[str, Any]] = ()
-    scale: float = 1.0
+    rows: int | None = None
+    table: int | None = None
 
 
 class Records:
@@ -56,6 +58,7 @@ class Records:
         self._level = log.level
         self._epochs: list[dict[str, Any]] = []
         self._missing: list[Mapping[str, Any]] = []
+        self._rows = 0
         if cut is None:
             for name in ("metrics.jsonl", "timings.jsonl", "results.csv", "training_debug.log"):
                 (folder / name).unlink(missing_ok=True)
@@ -63,12 +66,19 @@ class Records:
             self._cut(cut)
 
     def _cut(self, cut: Cut) -> None:
-        for name in ("timings.jsonl", "metrics.jsonl"):
-            kept = cut_rows(self.folder / name, cut.batch, len(cut.rewinds), cut.scale)
+        if cut.batch is not None:
+            cut_rows(self.folder / "timings.jsonl", cut.batch)
+        kept = cut_rows(self.folder / "metrics.jsonl", cut.batch, len(cut.rewinds), cut.rows)
         told = {row["number"] for row in kept if row.get("kind") == "rewind"}
+        self._rows = sum(row.get("kind") != "rewind" for row in kept)
         self._missing = [entry for entry in cut.rewinds if entry["number"] not in told]
-        rows = [row for row in read_csv(self.folder / "results.csv") if float(row["batch"]) <= cut.batch]
-        self._epochs = [row | {"batch": _scaled(row["batch"], cut.scale)} for row in rows]
+        table = read_csv(self.folder / "results.csv")[: cut.table]
+        self._epochs = [row for row in table if cut.batch is None or float(row["batch"]) <= cut.batch]
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Rows so far of metrics.jsonl, rewinds not counted, and of results.csv."""
+        return self._rows, len(self._epochs)
 
     def cut(self, cut: Cut) -> None:
         """Go on from an earlier place while the files are open."""
@@ -100,13 +110,13 @@ class Records:
     def open(self) -> None:
         for name in ("metrics.jsonl", "timings.jsonl", "training_debug.log"):
             self._open(name)
+        self._make_up()
         self._handler = _ToFile(self)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._level = log.level
         if log.getEffectiveLevel() > logging.INFO:
             log.setLevel(logging.INFO)
         log.addHandler(self._handler)
-        self._make_up()
 
     def close(self) -> None:
         if self._handler is not None:
@@ -144,6 +154,7 @@ class Records:
         """One JSON line; non-finite numbers become null."""
         content = {"kind": kind, "step": step, "epoch": epoch, "batch": batch, **values}
         self.write("metrics.jsonl", json.dumps(jsonable(content), allow_nan=False))
+        self._rows += kind != "rewind"
 
     def rewind(self, entry: Mapping[str, Any]) -> None:
         """The row of a return to a checkpoint, at the place that it went back to."""
@@ -181,6 +192,9 @@ class Records:
         self._write_epochs()
 
     def _write_epochs(self) -> None:
+        if not self._epochs:  # all of them were taken back
+            (self.folder / "results.csv").unlink(missing_ok=True)
+            return
         columns = list(dict.fromkeys(key for row in self._epochs for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -266,32 +280,29 @@ def _contents(values: torch.Tensor) -> str:
     return f"min={low:.4g}, max={high:.4g}, mean={mean:.4g}, {large}{wrong}"
 
 
-def cut_rows(path: Path, batch: int, rewinds: int = 0, scale: float = 1.0) -> list[dict[str, Any]]:
-    """Keep the rows of batches up to `batch`, and of rewinds the first `rewinds`; returns them.
+def cut_rows(path: Path, batch: int | None, rewinds: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+    """Keep the rows of batches up to `batch`, `most` at most, and of rewinds the first `rewinds`; returns them.
 
-    A half-written last line goes too. scale: see Cut.
+    A half-written last line goes too.
     """
     if not path.exists():
         return []
-    kept, lines = [], []
+    kept, lines, count = [], [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["number"] > rewinds if row.get("kind") == "rewind" else row.get("batch", 0) > batch:
-            continue
-        if scale != 1:
-            line = json.dumps(row | {"batch": _scaled(row.get("batch", 0), scale)})
-        kept.append(row)
-        lines.append(line)
+        if row.get("kind") == "rewind":
+            stays = row["number"] <= rewinds
+        else:
+            stays = (batch is None or row.get("batch", 0) <= batch) and (most is None or count < most)
+            count += 1
+        if stays:
+            kept.append(row)
+            lines.append(line)
     write_durably(path, "".join(line + "\n" for line in lines).encode())
     return kept
-
-
-def _scaled(batch: Any, scale: float) -> Any:
-    """A batch number among epochs of another length; as it is when the length is the same."""
-    return batch if scale == 1 else math.floor(float(batch) * scale)
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

@@ -83,6 +83,11 @@ class RunLog:
         """Take back the rows after an earlier place; what was sent to W&B and TensorBoard stays there."""
         self.records.cut(cut)
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """Rows so far of metrics.jsonl, rewinds not counted, and of results.csv."""
+        return self.records.written
+
     def rewind(self, entry: Mapping[str, Any], text: str) -> None:
         """A return to a checkpoint: a row, a warning here, an alert there."""
         log.warning("%s", text)

@@ -9,9 +9,7 @@ from typing import Any
 
 from fsdet.config import Save
 from fsdet.engine import agreement, checkpoint
-from fsdet.engine.records import Cut
 from fsdet.engine.state import RunState
-from fsdet.errors import RunFailed
 
 log = logging.getLogger("fsdet")
 RETRY_SECONDS = 60.0  # after a save that failed
@@ -20,7 +18,7 @@ RETRY_SECONDS = 60.0  # after a save that failed
 class Saver:
     """Saves `state` into `folder` as section `save` asks.
 
-    Until the first good save is written, the run's beginning is kept in memory for a rewind.
+    Until a save is written, the run's beginning is kept in memory for a rewind.
     """
 
     def __init__(self, state: RunState, folder: Path, options: Save) -> None:
@@ -28,14 +26,13 @@ class Saver:
         self.writer = checkpoint.Writer(folder, options.keep)
         self._at, self._step = time.monotonic(), 0
         self._beginning: dict[str, Any] | None = None
-        self._first_good: int | None = None
 
     def begin(self) -> None:
         """A fresh run: keep where it starts."""
         self._beginning = checkpoint.snapshot(self.state.take())
 
-    def resume(self) -> Cut:
-        """Go on from the newest intact checkpoint of the folder; returns which rows of the log stay.
+    def resume(self) -> None:
+        """Go on from the newest intact checkpoint of the folder.
 
         Raises:
             CheckpointError: there is none, or it is of another run.
@@ -52,13 +49,10 @@ class Saver:
         self._step = saved["step"]
         log.info("resumed from %s at step %d, batch %d", path, saved["step"], saved["batch"])
         now, position = controller.task.batches_per_epoch, self.state.position
-        before = saved.get("batches_per_epoch", now)
-        if now == before:
-            return Cut(saved["batch"], position.rewinds)
-        position.carry_over(before, now)
-        log.warning("an epoch has %d batches, not %d: the run goes on at batch %d, as far into the same epoch, and is "
-                    "not exact", now, before, position.batch)  # fmt: skip
-        return Cut(saved["batch"], position.rewinds, now / before)
+        if now != (before := saved.get("batches_per_epoch", now)):
+            position.carry_over(before, now)
+            log.warning("an epoch has %d batches, not %d: the run goes on at batch %d, as far into the same epoch, and "
+                        "is not exact", now, before, position.batch)  # fmt: skip
 
     def due(self) -> bool:
         """Whether save.every_steps or save.every_minutes asks for one now, or one that failed is to be tried again."""
@@ -75,44 +69,29 @@ class Saver:
     def save(self, best: bool = False, wait: bool = False) -> None:
         """Save now; `best` also replaces best.pt; see `checkpoint.Writer.save`."""
         self._at, self._step = time.monotonic(), self.state.controller.step
-        state = self.state.take()
-        if self._first_good is None and _is_good(state):
-            self._first_good = self._step
-        self.writer.save(state, best=best, wait=wait)
-        if self._first_good is not None and self.writer.written is not None:
-            if self.writer.written >= self._first_good:
-                self._beginning = None
-
-    def save_or_say(self) -> str:
-        """Save before giving up, or say why not: a state that is not finite must not hide the diagnosis."""
-        try:
-            self.save(wait=True)
-        except RunFailed as error:
-            return f"{error}\n"
-        return ""
+        self.writer.save(self.state.take(), best=best, wait=wait)
+        if self.writer.written is not None:
+            self._beginning = None
 
     def good(self) -> dict[str, Any] | None:
-        """The last good checkpoint: intact, and saved when no step had been rejected since the last committed one.
+        """The last good checkpoint: intact, and saved while no step had been rejected since the last committed one.
 
-        Where the run went back to that one already and has not come to another since, one before it is taken, if any.
-        None: the run has none, and nothing is gained by its beginning.
+        Where the run went back to that one already and has saved no other since, one before it is taken, if there is
+        one. Without a good one the newest will do. None: there is none, and the run is still where it began.
         """
         self.writer.join()
-        first: dict[str, Any] | None = None
+        newest = fallback = None
         tried = [rewind["to_step"] for rewind in self.state.position.rewinds[-1:]]
-        for saved in self._good_ones():
-            if first is None and saved["step"] not in tried:
+        for saved in self._candidates():
+            newest = newest or saved
+            if saved["guard"]["in_row"]:
+                continue
+            if newest["step"] not in tried or saved["step"] < newest["step"]:
                 return saved
-            first = first or saved
-            if saved["step"] < first["step"]:
-                return saved
-        return first
+            fallback = fallback or saved
+        return fallback or newest
 
-    def _good_ones(self) -> Iterator[dict[str, Any]]:
-        yield from (saved for _, saved in checkpoint.intact(self.folder) if _is_good(saved))
+    def _candidates(self) -> Iterator[dict[str, Any]]:
+        yield from (saved for _, saved in checkpoint.intact(self.folder))
         if self._beginning is not None and self.state.controller.step > self._beginning["step"]:
             yield self._beginning
-
-
-def _is_good(state: dict[str, Any]) -> bool:
-    return not state["guard"]["in_row"]

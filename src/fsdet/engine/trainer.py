@@ -17,7 +17,7 @@ import torch
 
 from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
-from fsdet.engine import checkpoint, folder, forensics, probe, records, rewind
+from fsdet.engine import folder, forensics, judging, probe, records, rewind
 from fsdet.engine.allocator import keep_freed_memory
 from fsdet.engine.clipping import Clipping
 from fsdet.engine.ema import Ema
@@ -26,7 +26,6 @@ from fsdet.engine.freezing import Freezer
 from fsdet.engine.guard import REJECTED, Flag, StepGuard, indices
 from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
-from fsdet.engine.records import Cut
 from fsdet.engine.runlog import RunLog
 from fsdet.engine.saving import Saver
 from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, total_batches, total_steps
@@ -101,7 +100,7 @@ class Trainer:
             task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema
         )
         self.state = RunState(self.controller, self.guard, self.clipping, self.resolved)
-        self.saver, self._cut = Saver(self.state, self.folder, save), None
+        self.saver = Saver(self.state, self.folder, save)
         self._begin()
         self._whole = True
         self._report: Path | None = None
@@ -139,7 +138,7 @@ class Trainer:
         if not self.resume:
             self.saver.begin()
             return
-        self._cut = self.saver.resume()
+        self.saver.resume()
         if self.eval_interval:  # which may be another than it was
             self.position.evaluated = min(self.position.evaluated, self.position.batch // self.eval_interval)
 
@@ -162,7 +161,8 @@ class Trainer:
         folder.describe(self.folder, self.resolved, self.device, self.precision)
         feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda")
         feed.seek(self.position.batch, self.position.skipped)
-        with RunLog(self.folder, self.logging, self.resolved, self._cut) as self.log, Signals() as signals:
+        cut = self.position.cut if self.resume else None
+        with RunLog(self.folder, self.logging, self.resolved, cut) as self.log, Signals() as signals:
             try:
                 self.freezer.apply(self.epoch)
                 self._tell_start()
@@ -171,7 +171,7 @@ class Trainer:
             finally:
                 feed.close()
                 if self._whole and self.saver.unsaved():  # an evaluation failed, the steps did not
-                    self.saver.save()
+                    self._save()
                 self.saver.writer.join()
         return self._result()
 
@@ -272,30 +272,20 @@ class Trainer:
 
     def _rewind(self, reason: str, report: StepReport, feed: Feed) -> None:
         """Go back to the last good checkpoint, past the batches that were rejected since, or end the run."""
-        limits, position = self.guard.limits, self.position
-        left = limits.max_rewinds - len(position.rewinds) if self.guard.curable else 0
-        saved = self.saver.good() if left > 0 else None
+        saved = self.saver.good() if rewind.may_go_back(self.state) else None
         if saved is None:
-            raise RunFailed(self._epitaph(reason, report))
+            told = rewind.epitaph(self.state, reason, report, self._report or self.folder / "incidents")
+            ended = f"{told}\n{self._last_save()}next: {typed(f'fsdet doctor {self.folder}')}"
+            self.log.note(ended)
+            raise RunFailed(ended)
         self._whole = False
-        self.log.cut(Cut(saved["batch"], position.rewinds))
+        self.log.cut(rewind.cut(self.state, saved))
         entry = rewind.go_back(self.state, saved, reason)
         self._whole = True
-        self.saver.save()
+        self._save()
         self.saver.writer.join()
-        self.log.rewind(entry, rewind.sentence(entry, limits.max_rewinds))
+        self.log.rewind(entry, rewind.sentence(entry, self.guard.limits.max_rewinds))
         feed.seek(self.position.batch, self.position.skipped)
-
-    def _epitaph(self, reason: str, report: StepReport) -> str:
-        """Why the run ends, where the evidence is, what was tried and what to do; the state is saved."""
-        tried = [rewind.sentence(entry, self.guard.limits.max_rewinds) for entry in self.position.rewinds]
-        text = "\n".join([
-            f"training stopped at step {report.step}, epoch {self.epoch}: {reason}", f"culprit: {report.culprit}",
-            *(f"before: {words}" for words in tried), f"report: {self._report or self.folder / 'incidents'}",
-        ])  # fmt: skip
-        text = f"{text}\n{self.saver.save_or_say()}next: {typed(f'fsdet doctor {self.folder}')}"
-        self.log.note(text)
-        return text
 
     def _tell_probe(self, report: StepReport, epoch: int) -> list[Flag]:
         rows, self._probed = self._probed, []
@@ -313,17 +303,12 @@ class Trainer:
         if ended:
             self._end_epoch(position.batch // per_epoch)
         if best or ended or self.saver.due():
-            self.saver.save(best=best)
+            self._save(best=best)
 
     def _evaluate(self) -> bool:
         """Judge the EMA; returns whether it is the best so far. The generators are left as they were."""
-        model = self.ema.model if self.ema else self.task.model
-        state, step, position = checkpoint.random_state(), self.controller.step, self.position
-        model.eval()
-        with torch.no_grad():
-            metrics = dict(self.task.evaluate(model))
-            paths = self.task.illustrate(model, self.folder / "episodes", step)
-        checkpoint.restore_random_state(state)
+        step, position = self.controller.step, self.position
+        metrics, paths = judging.judge(self.task, self.ema.model if self.ema else self.task.model, self.folder, step)
         self.freezer.train_mode()
         self.log.evaluation(metrics, step, position.batch / self.task.batches_per_epoch, position.batch)
         self.log.pictures(paths, step)
@@ -345,21 +330,36 @@ class Trainer:
 
     def _finish(self) -> None:
         best = self.position.evaluated_batch != self.position.batch and self._evaluate()
-        if self.position.batch % self.task.batches_per_epoch:  # what an unfinished epoch came to is a row, too
+        ended = self.position.told_batch == self.position.batch
+        if (
+            self.position.batch % self.task.batches_per_epoch and not ended
+        ):  # what an unfinished epoch came to is a row, too
             self._end_epoch(self.epoch)
             self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True
-        self.saver.save(best=best, wait=True)
+        self._save(best=best, wait=True)
         for command in self._result().next_commands:
             logger.info("next: %s", command)
 
     def _stop(self, signum: int) -> None:
-        self.saver.save(wait=True)
+        self._save(wait=True)
         raise Stopped(
             f"stopped by signal {signum} after step {self.controller.step}; the state is saved.\n"
             f"resume with: {typed(f'fsdet train --resume {self.folder}')}",
             signum,
         )
+
+    def _save(self, best: bool = False, wait: bool = False) -> None:
+        self.position.rows, self.position.table = self.log.written
+        self.saver.save(best=best, wait=wait)
+
+    def _last_save(self) -> str:
+        """Save before giving up, or say why not: a state that is not finite must not hide the diagnosis."""
+        try:
+            self._save(wait=True)
+        except RunFailed as error:
+            return f"{error}\n"
+        return ""
 
     def _tell_start(self) -> None:
         parameters = list(self.task.model.parameters())

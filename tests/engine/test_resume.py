@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A run that dies at any moment goes on as if it had not, and one that goes on with other settings says so."""
+
+import builtins
+import functools
+import os
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.test_step import spoiled
+from engine.test_trainer import NAN, rows, same
+from engine.toy import ToyTask, trainer
+from fsdet import files
+from fsdet.config import Guard, Log, Save
+from fsdet.engine import agreement, checkpoint, records
+from fsdet.engine.checkpoint import candidates, is_finished, load
+from fsdet.errors import CheckpointError
+
+PER_EPOCH = 4
+
+
+class Dead(BaseException):
+    """Passes every handler, as SIGKILL does."""
+
+
+class Machine:
+    """File operations are counted, and at number `at` the machine dies: that write is cut short, nothing follows.
+
+    saving: when the writer's thread runs, at once or at the latest moment, so that the loop is ahead of it.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int | None, saving: str) -> None:
+        self.at, self.count, self.files = at, 0, []
+        for name in ("replace", "unlink", "mkdir", "fsync"):
+            patch.setattr(os, name, self._counted(getattr(os, name)))
+        for module in (files, records):
+            patch.setattr(module, "open", self._open, raising=False)
+        patch.setattr(checkpoint, "threading", SimpleNamespace(Thread=functools.partial(Inline, saving)))
+
+    def tick(self) -> None:
+        self.count += 1
+        if self.at is not None and self.count >= self.at:
+            raise Dead
+
+    def _counted(self, call):
+        def counted(*args, **kwargs):
+            self.tick()
+            return call(*args, **kwargs)
+
+        return counted
+
+    def _open(self, *args, **kwargs):
+        self.tick()
+        self.files.append(builtins.open(*args, **kwargs))
+        return Handle(self.files[-1], self)
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        for file in self.files:  # as a kernel does
+            file.close()
+
+
+class Handle:
+    """An open file whose write may be the last thing that happens, half done."""
+
+    def __init__(self, file, machine: Machine) -> None:
+        self.file, self.machine = file, machine
+
+    def write(self, data):
+        try:
+            self.machine.tick()
+        except Dead:
+            if self.machine.count == self.machine.at:
+                self.file.write(data[: len(data) // 2])
+            raise
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __iter__(self):
+        return iter(self.file)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.file.close()
+
+
+class Inline:
+    """A thread that is none: its work is done at `start` or at `join`, where an exception reaches the caller."""
+
+    def __init__(self, moment: str, target, args, **options) -> None:
+        self.moment, self.work = moment, lambda: target(*args)
+
+    def start(self) -> None:
+        if self.moment == "at once":
+            self.work()
+
+    def join(self) -> None:
+        if self.moment == "late":
+            self.work()
+
+
+def task() -> ToyTask:
+    """Batches 2 and 9 are bad pixels, 5 and 6 bad losses; with `GUARD` the latter send the run back."""
+
+    def tamper(batch):
+        if batch.index in (2, 9):
+            batch.pixels[0, 0, 0, 0] = NAN
+        return batch
+
+    return ToyTask(PER_EPOCH, tamper=tamper,
+                   spoil=lambda b, r: spoiled("bbox", NAN)(b, r) if b.index in (5, 6) else r)  # fmt: skip
+
+
+GUARD = Guard(max_rejected_in_row=2)
+FREEZE = {1: [], 2: ["backbone"], 3: []}
+SETTINGS = {
+    "sgd, epochs": {"changes": {"epochs": 3, "clip_adaptive": "percentile"}, "eval_every": 0.75},
+    "adamw in fp16, steps, accumulated": {
+        "changes": {"name": "adamw", "lr": 0.01, "accumulate": 2, "epochs": None, "steps": 5}, "precision": "fp16",
+        "save": Save(every_steps=1), "eval_every": 0},
+    "muon in bf16, two epochs and a half": {"changes": {"name": "muon", "epochs": 2.5}, "precision": "bf16",
+                                            "save": Save(every_steps=2, keep=1)},
+    "plateau, no EMA": {"changes": {"schedule": "plateau", "ema": 0, "epochs": 3}, "save": Save(every_steps=3)},
+}  # fmt: skip
+
+
+def fit(folder: Path, name: str, *, resume: bool = False, **more) -> None:
+    options = {"guard": GUARD, "freeze": FREEZE, "save": Save(every_steps=2)} | SETTINGS[name] | more
+    trainer(task(), folder, resume=resume, **options).fit()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """{setting: (folder of the undisturbed run, its file operations)}"""
+    found = {}
+    for name in SETTINGS:
+        folder = tmp_path_factory.mktemp("straight") / "r"
+        with pytest.MonkeyPatch.context() as patch:
+            machine = Machine(patch, None, "at once")
+            fit(folder, name)
+        found[name] = folder, machine.count
+    return found
+
+
+def contents(folder: Path) -> dict:
+    """All that the two runs must share."""
+    text = {name: (folder / name).read_text() for name in ("metrics.jsonl", "results.csv")}
+    return text | {path.name: load(path) for path in candidates(folder)}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("saving", ["at once", "late"])
+def test_a_machine_may_die_at_any_file_operation(tmp_path, straight, name, saving):
+    """Some of them, drawn; a run that died may die again on its way, and has as many workers as it likes."""
+    whole, count = straight[name]
+    rng = random.Random(f"{name} {saving}")
+    for number, at in enumerate(sorted(rng.sample(range(5, count), 7))):
+        folder = tmp_path / str(at)
+        for again in range(1 + number % 2):
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Dead):
+                with Machine(patch, at if again == 0 else 30, saving):
+                    fit(folder, name, resume=bool(candidates(folder)))
+        fit(folder, name, resume=bool(candidates(folder)), workers=int(number == 3))
+        assert same(contents(whole), contents(folder)), f"{name}: died at file operation {at} of {count}"
+        assert not [*folder.glob(".*")], "what a killed process had begun to write is left"
+
+
+def test_the_settings_reach_what_they_are_there_for(straight):
+    """Rewinds, rejections, a frozen epoch, remainders: what the test above claims to cover happens."""
+    for name, (folder, count) in straight.items():
+        outcomes = {row["outcome"] for row in rows(folder, "step")}
+        assert "bad_input" in outcomes and count > 100, name
+        assert rows(folder, "rewind") or "accumulate" in SETTINGS[name]["changes"], name
