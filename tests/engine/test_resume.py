@@ -15,7 +15,7 @@ from engine.test_step import spoiled
 from engine.test_trainer import NAN, rows, same
 from engine.toy import ToyTask, trainer
 from fsdet import files
-from fsdet.config import Guard, Log, Save
+from fsdet.config import Guard, Save
 from fsdet.engine import agreement, checkpoint, records
 from fsdet.engine.checkpoint import candidates, is_finished, load
 from fsdet.errors import CheckpointError
@@ -164,12 +164,13 @@ def test_a_machine_may_die_at_any_file_operation(tmp_path, straight, name, savin
     """Some of them, drawn; a run that died may die again on its way, and has as many workers as it likes."""
     whole, count = straight[name]
     rng = random.Random(f"{name} {saving}")
-    for number, at in enumerate(sorted(rng.sample(range(5, count), 7))):
+    for number, at in enumerate(sorted(rng.sample(range(5, count), 4))):
         folder = tmp_path / str(at)
         for again in range(1 + number % 2):
             with pytest.MonkeyPatch.context() as patch, pytest.raises(Dead):
                 with Machine(patch, at if again == 0 else 30, saving):
                     fit(folder, name, resume=bool(candidates(folder)))
+            assert not is_finished(folder) or load(folder / "last.pt")["finished"], "it says so too early"
         fit(folder, name, resume=bool(candidates(folder)), workers=int(number == 3))
         assert same(contents(whole), contents(folder)), f"{name}: died at file operation {at} of {count}"
         assert not [*folder.glob(".*")], "what a killed process had begun to write is left"
@@ -181,3 +182,105 @@ def test_the_settings_reach_what_they_are_there_for(straight):
         outcomes = {row["outcome"] for row in rows(folder, "step")}
         assert "bad_input" in outcomes and count > 100, name
         assert rows(folder, "rewind") or "accumulate" in SETTINGS[name]["changes"], name
+
+
+def config(**changes) -> dict:
+    """A resolved configuration of a few keys."""
+    known = {"task": "toy", "optim": {"epochs": 2, "lr": 0.05}, "data": {"workers": 0, "path": "a"},
+             "stage": {"name": "base"}, "run": {"dir": "r"}, "log": {"every": 1}, "save": {"keep": 2}}  # fmt: skip
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        known = {**known, section: {**known[section], name: value} if name else value}
+    return known
+
+
+def test_what_has_no_say_in_the_numbers_may_change_and_nothing_is_said(tmp_path, caplog):
+    trainer(ToyTask(), tmp_path / "r", resolved=config()).fit()
+    other = config(data__workers=2, run__dir="elsewhere", log__every=5, save__keep=3)
+    trainer(ToyTask(), tmp_path / "r", resume=True, workers=1, resolved=other).fit()
+    assert "not exact" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"optim__epochs": 3}, "optim.epochs 2 -> 3"),
+        ({"optim__lr": 0.1, "data__path": "b"}, "optim.lr 0.05 -> 0.1, data.path a -> b"),
+        ({"optim": {"epochs": 2, "lr": 0.05, "clip_norm": 10.0}}, "optim.clip_norm None -> 10.0"),
+    ],
+)
+def test_what_has_a_say_is_told_and_the_run_goes_on(tmp_path, caplog, changes, told):
+    trainer(ToyTask(), tmp_path / "r", resolved=config()).fit()
+    epochs = {"changes": {"epochs": 3}} if "optim__epochs" in changes else {}
+    result = trainer(ToyTask(), tmp_path / "r", resume=True, resolved=config(**changes), **epochs).fit()
+    assert result.steps == (15 if epochs else 10)
+    [line] = [r.message for r in caplog.records if "not exact" in r.message]
+    assert told in line and line.startswith("this resume is not exact, the run goes on with other settings")
+
+
+class Named(ToyTask):
+    """Describes itself with classes."""
+
+    classes = ("cat", "dog", "owl")
+
+    def describe(self):
+        return {"kind": "toy", "rows": self.rows, "classes": list(self.classes), "image_size": 64}
+
+
+@pytest.mark.parametrize(
+    "classes, changes, told",
+    [
+        (("cat", "owl", "elk"), {}, "classes without dog with elk"),
+        (("owl", "cat", "dog"), {}, r"classes \['cat', 'dog', 'owl'\] -> \['owl', 'cat', 'dog'\]"),
+        (Named.classes, {"task": "other"}, "task toy -> other"),
+        (Named.classes, {"stage__name": "episodic"}, "stage.name base -> episodic"),
+        (("cat", "dog"), {"stage__name": "episodic"}, "classes without owl, stage.name base -> episodic"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(tmp_path, monkeypatch, classes, changes, told):
+    trainer(Named(), tmp_path / "r", resolved=config()).fit()
+    before = (tmp_path / "r/last.pt").read_bytes()
+    monkeypatch.setattr(Named, "classes", classes)
+    with pytest.raises(CheckpointError, match=rf"last\.pt: expected a checkpoint of this config's run, .*{told}.*Next"):
+        trainer(Named(), tmp_path / "r", resume=True, resolved=config(**changes))
+    assert (tmp_path / "r/last.pt").read_bytes() == before
+
+
+def test_other_versions_and_threads_are_not_exact():
+    saved = {"config": config(), "threads": torch.get_num_threads(), "versions": {"torch": str(torch.__version__)}}
+    assert agreement.not_exact(saved, config()) is None
+    other = saved | {"threads": 7, "versions": {"torch": "1.0", "fsdet": "0.0.1", "gone": "2"}}
+    told = agreement.not_exact(other, config())
+    assert "torch 1.0 -> " in told and "fsdet 0.0.1 -> " in told and "threads, not 7" in told and "gone" not in told
+
+
+@pytest.mark.parametrize("now", [2, 8])
+def test_another_batch_size_goes_on_as_far_into_the_same_epoch(tmp_path, caplog, now):
+    """So that an epoch has half or twice as many batches: the rows of before stay, and a second resume knows them."""
+    trainer(ToyTask(PER_EPOCH), tmp_path / "r", changes={"epochs": 1.5}).fit()
+    before = (tmp_path / "r/metrics.jsonl").read_text()
+    log = ""
+    for epochs in (2, 3):
+        trainer(ToyTask(now), tmp_path / "r", resume=True, changes={"epochs": epochs}).fit()
+        log, caplog_text = (tmp_path / "r/metrics.jsonl").read_text(), caplog.text
+        assert log.startswith(before)
+        before = log
+    assert f"an epoch has {now} batches, not 4: the run goes on at batch {now * 3 // 2}" in caplog_text
+    assert caplog_text.count("batches, not 4") == 1, "the second resume is exact"
+    steps = [row["step"] for row in rows(tmp_path / "r", "step")]
+    assert steps == list(range(1, 6 + now // 2 + now + 1))
+    assert [row["epoch"] for row in rows(tmp_path / "r", "step")][6:] == [2] * (now // 2) + [3] * now
+
+
+def test_a_finished_run_that_is_resumed_is_what_it_was(tmp_path):
+    longer = {"changes": {"epochs": 1.5}}
+    trainer(ToyTask(PER_EPOCH), tmp_path / "r", **longer).fit()
+    before = contents(tmp_path / "r")
+    assert trainer(ToyTask(PER_EPOCH), tmp_path / "r", resume=True, **longer).fit().steps == 6
+    assert same(before, contents(tmp_path / "r"))
+
+
+def test_evaluating_more_rarely_after_a_resume_takes_effect_at_once(tmp_path):
+    trainer(ToyTask(PER_EPOCH), tmp_path / "r", changes={"epochs": 2}, eval_every=0.25).fit()
+    trainer(ToyTask(PER_EPOCH), tmp_path / "r", changes={"epochs": 4}, eval_every=1, resume=True).fit()
+    assert [row["batch"] for row in rows(tmp_path / "r", "val")] == [1, 2, 3, 4, 5, 6, 7, 8, 12, 16]
