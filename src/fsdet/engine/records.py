@@ -59,6 +59,7 @@ class Records:
         self._epochs: list[dict[str, Any]] = []
         self._missing: list[Mapping[str, Any]] = []
         self._rows = 0
+        self._deleted = False
         if cut is None:
             for name in ("metrics.jsonl", "timings.jsonl", "results.csv", "training_debug.log"):
                 (folder / name).unlink(missing_ok=True)
@@ -137,7 +138,9 @@ class Records:
             self._files[name].close()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._open(name)
-            log.warning("%s was deleted; it begins again", name)
+            if not self._deleted:
+                self._deleted = True  # before the warning, which comes back here for training_debug.log
+                log.warning("files of %s were deleted; they begin again", self.folder)
         if (file := self._files.get(name)) is not None:
             file.write(text)
 

@@ -92,6 +92,12 @@ class Saver:
         return fallback or newest
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
-        yield from (saved for _, saved in checkpoint.intact(self.folder))
+        position = self.state.position
+        for _, saved in checkpoint.intact(self.folder):
+            rewinds = len(saved["position"].get("rewinds", ()))
+            if saved["batch"] <= position.batch and rewinds <= len(
+                position.rewinds
+            ):  # else of a save that was cut short
+                yield saved
         if self._beginning is not None and self.state.controller.step > self._beginning["step"]:
             yield self._beginning
