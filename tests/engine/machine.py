@@ -47,7 +47,7 @@ class Sequence:
 
 @dataclass
 class Model:
-    """What must be true after each event; rewinds stays 0 as long as the engine cannot rewind."""
+    """What must be true after each event. No sequence rewinds; tests/engine/test_rewind.py is about that."""
 
     commits: int = 0
     rewinds: int = 0

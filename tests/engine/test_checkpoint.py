@@ -137,6 +137,8 @@ def test_non_finite_weights_are_never_written_and_refused_when_found(tmp_path, c
     writer.save(state(1), wait=True)
     with pytest.raises(RunFailed, match=r"model\.w"):
         writer.save(state(2, float("nan")), wait=True)
+    with pytest.raises(RunFailed, match=r"objective\.mean"):
+        writer.save(state(2, objective={"mean": torch.tensor(float("inf"))}), wait=True)
     assert load(tmp_path / "last.pt")["step"] == 1
     torch.save(state(3, float("inf")), tmp_path / "poisoned.pt")
     with pytest.raises(CheckpointError, match=r"NaN or inf in model\.w"):

@@ -18,6 +18,9 @@ from fsdet import files
 from fsdet.config import Guard, Save
 from fsdet.engine import agreement, checkpoint, records
 from fsdet.engine.checkpoint import candidates, is_finished, load
+from fsdet.engine.position import Position
+from fsdet.engine.runlog import RunLog
+from fsdet.engine.trainer import Trainer
 from fsdet.errors import CheckpointError
 
 PER_EPOCH = 4
@@ -278,6 +281,30 @@ def test_a_finished_run_that_is_resumed_is_what_it_was(tmp_path):
     before = contents(tmp_path / "r")
     assert trainer(ToyTask(PER_EPOCH), tmp_path / "r", resume=True, **longer).fit().steps == 6
     assert same(before, contents(tmp_path / "r"))
+
+
+@pytest.mark.parametrize("where", ["evaluation", "epoch", "save"])
+def test_a_kill_at_the_very_end_leaves_no_row_twice(tmp_path, monkeypatch, where):
+    """The last step was saved; the last evaluation and the last row of results.csv were written, or one of them."""
+    options = {"save": Save(every_steps=1), "eval_every": 0, "changes": {"epochs": 1.5}}
+    trainer(ToyTask(PER_EPOCH), tmp_path / "a", **options).fit()
+    owner, name = {"evaluation": (RunLog, "pictures"), "epoch": (Position, "close_epoch"), "save": (Trainer, "_save")}[
+        where
+    ]
+    done = getattr(owner, name)
+
+    def dying(self, *args, **how):
+        last = {"pictures": args[1:] == (6,), "close_epoch": args[:1] == (2,), "_save": how.get("wait")}[name]
+        if last:
+            raise Dead
+        return done(self, *args, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(Dead):
+        patch.setattr(owner, name, dying)
+        trainer(ToyTask(PER_EPOCH), tmp_path / "b", **options).fit()
+    assert len(rows(tmp_path / "b", "val")) == 1
+    trainer(ToyTask(PER_EPOCH), tmp_path / "b", resume=True, **options).fit()
+    assert same(contents(tmp_path / "a"), contents(tmp_path / "b"))
 
 
 def test_evaluating_more_rarely_after_a_resume_takes_effect_at_once(tmp_path):

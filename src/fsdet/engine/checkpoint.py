@@ -25,6 +25,7 @@ from fsdet.files import write_durably
 log = logging.getLogger("fsdet")
 FORMAT = 1
 REQUIRED = ("model", "ema", "optimizer", "step")
+FINITE = (*REQUIRED, "objective")  # what must hold no NaN and no inf
 MANIFEST = "manifest.json"
 
 
@@ -107,7 +108,7 @@ def _check_content(path: Path, state: Any) -> None:
                 "read it with the newer fsdet that wrote it",
             )
         )
-    if where := first_non_finite({k: state[k] for k in REQUIRED}):
+    if where := first_non_finite({k: state[k] for k in FINITE if k in state}):
         raise CheckpointError(
             explain("finite tensors", f"NaN or inf in {where}", str(path), "use an earlier checkpoint of the run")
         )
@@ -228,7 +229,7 @@ class Writer:
             self._error, self.failures, self.written = None, 0, state["step"]
 
     def _write_files(self, state: dict[str, Any], best: bool) -> None:
-        if where := first_non_finite({k: state[k] for k in REQUIRED}):
+        if where := first_non_finite({k: state[k] for k in FINITE if k in state}):
             raise RuntimeError(f"NaN or inf in {where}; such a state is never written")
         buffer = io.BytesIO()
         torch.save(state, buffer)
