@@ -2,7 +2,7 @@
 """A threshold from the support alone: what counts as found, what as wrong, what the rule makes of both, odd shots."""
 
 import math
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 import pytest
@@ -101,9 +101,15 @@ def test_the_upper_end_of_what_is_wrong_is_a_tail_of_its_normal():
 
 
 def test_places_that_show_the_class_unlabelled_move_the_threshold_little():
+    """One in eleven: median and upper quartile of the mixture are the normal's at .5 * 1.1 and .75 * 1.1."""
     wrong = wrong_places(-3.0, 1.2)
     clean, mixed = (propose([0.99], w).threshold for w in (wrong, wrong + [0.999] * 40))
-    assert clean < mixed < 1.5 * clean
+    centre, upper = (NormalDist().inv_cdf(q * 1.1) for q in (0.5, 0.75))
+    expected = -3.0 + 1.2 * (centre + calibration.TAIL * (upper - centre) / 0.6745)
+    assert logit(mixed) == pytest.approx(expected, abs=0.02) and mixed < 1.5 * clean
+    logits = [logit(w) for w in wrong + [0.999] * 40]
+    naive = fmean(logits) + calibration.TAIL * stdev(logits)
+    assert logit(mixed) - logit(clean) < 0.25 * (naive - logit(clean)), "what mean and deviation would make of it"
 
 
 @pytest.mark.parametrize(("centre", "share"), [(-6.0, 0.3), (6.0, 0.4)])

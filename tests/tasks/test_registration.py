@@ -83,6 +83,10 @@ def test_several_scorings_at_once_are_each_alone(best, small_demo):
     for one, two in zip(both, alone, strict=True):
         assert str({**one, "ms_per_image": 0}) == str({**two, "ms_per_image": 0})
     assert "scoring" not in both[0] and both[1]["scoring"] == {"background": "subtract"}
+    trained, study = load_trained(best), protocol.Study(load(small_demo), "test", (1,), (0,), "gfsod", "coco")
+    one, two = (found[1, 0] for _, _, found in protocol.evaluations(trained, study, None, (DEFAULT, SUBTRACT)))
+    novel = [[d.scores[d.labels >= 80].sort().values for d in detections] for detections in (one, two)]
+    assert any(len(a) != len(b) or (a - b).abs().max() > 1e-4 for a, b in zip(*novel, strict=True)), "two scorings"
     assert both[0]["novel"] == list(load(small_demo).novel)
 
 

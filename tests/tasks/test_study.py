@@ -134,11 +134,23 @@ def test_scorings_of_one_checkpoint_are_made_together_and_named(written, best, m
     written.write_text(json.dumps(plan))
     calls = []
     real = study.evaluate_scorings
-    monkeypatch.setattr(study, "evaluate_scorings", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
+    tag = {None: 0.1, "best": 0.2, "subtract": 0.3}  # a detector of two steps finds nothing under any scoring
+
+    def tagged(checkpoint, scorings, **shared):
+        calls.append(scorings)
+        found = real(checkpoint, scorings, **shared)
+        for results in found:
+            value = tag[next(iter(results.get("scoring", {}).values()), None)]
+            results["shots"]["1"]["nAP50"] |= {"mean": value, "values": [value, value]}
+        return found
+
+    monkeypatch.setattr(study, "evaluate_scorings", tagged)
     text = study.run(written, "cpu")
     assert [len(scorings) for scorings in calls] == [3] and "reduce best" in text and "background subtract" in text
     merged = {name: summary.read_results(written.parent / f"out/{name}.json") for name in plan["methods"]}
     assert merged["plain"]["shots"] == merged["again"]["shots"]
+    means = {name: merged[name]["shots"]["1"]["nAP50"]["mean"] for name in merged}
+    assert means == pytest.approx({"plain": 0.1, "best": 0.2, "again": 0.1, "negatives": 0.3}), "each from its own"
     assert "scoring" not in merged["plain"] and merged["best"]["scoring"] == {"reduce": "best"}
     assert len(merged["plain"]["shots"]["2"]["at_threshold"]["recall"]["values"]) == 2
     assert len(merged["plain"]["per_class"]["2"][merged["plain"]["novel"][0]]["values"]) == 2
