@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fsdet.engine.allocator import keep_freed_memory
 from fsdet.losses.bce import bce_at
 from fsdet.losses.ciou import ciou_loss
 from fsdet.losses.cpe import cpe_loss
@@ -100,6 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the trainer does
     product, found = measure(parser.parse_args().rounds)
     print(f"1024^3 product {product:.2f} ms")
     print(f"{'loss':<15}{'ms':>8}{'products':>10}{'limit':>8}{f'ms of {PRODUCT:.0f}':>10}")
