@@ -31,7 +31,7 @@ class _Attended(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        # in place wherever a value is done with: what a training step has just pushed out of the cache comes back slowly
+        # in place wherever a value is done with: in a training step every buffer starts outside of the cache
         a, b = torch.stack(pred.unbind(1)), torch.stack(target.unbind(1))  # [4, P]: strided passes cost more
         (low, high), (low_t, high_t), apart = a.split(2), b.split(2), a - b
         side = torch.minimum(high, high_t).sub_(torch.maximum(low, low_t))
