@@ -70,6 +70,7 @@ def test_stage_2_from_scratch_warns_and_stage_3_needs_a_stage_before_it(settings
         tasks.build(config)
 
 
+@pytest.mark.slow
 def test_stage_1_to_2_to_3_and_their_evaluation(settings, stage_1, tmp_path):
     two = tasks.build(settings(*EPISODIC, f"stage.init_from={stage_1}", f"run.dir={tmp_path / 'two'}"))
     assert "fitted" in two.init_report
@@ -107,6 +108,7 @@ def test_stage_3_says_which_draw_it_is_of(settings, tmp_path):
     assert build_task(settings(), data, resume=True)[0].describe()["draw"] is None
 
 
+@pytest.mark.slow
 def test_evaluation_is_deterministic(stage_1):
     a, b = (evaluate_checkpoint(stage_1, shots=[1], seeds=2) for _ in range(2))
     assert str(a["shots"]) == str(b["shots"]) and a["standard"] == b["standard"]  # as text: nan equals itself

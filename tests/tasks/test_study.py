@@ -85,6 +85,7 @@ def registering(written, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_more_draws_or_shots_are_made_and_fewer_are_taken_from_what_is_there(registering, written):
     two, _ = registering(shots=[1], seeds=2)
     cell = written.parent / "out/registration/training0/results.json"
@@ -126,6 +127,7 @@ def test_trainings_merge_with_their_draws_hashes_and_uneven_k():
         study.merge([one("a", [0], 1), {**one("b", [0], 1), "images": 9}])
 
 
+@pytest.mark.slow
 def test_scorings_of_one_checkpoint_are_made_together_and_named(written, best, monkeypatch):
     plan = json.loads(written.read_text())
     one = {"checkpoints": [str(best)]}
@@ -180,6 +182,7 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
     assert f"{path}:8: method 'c': scoring: expected one of reduce" in str(told.value)
 
 
+@pytest.mark.slow
 def test_results_of_two_settings_are_not_merged(best, small_demo):
     rows = [protocol.evaluate_checkpoint(best, shots=[1], seeds=1, setting=s) for s in ("gfsod", "fsod")]
     with pytest.raises(ConfigError, match="results of one setting"):
