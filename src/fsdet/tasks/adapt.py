@@ -15,7 +15,7 @@ from fsdet.tasks import finetune_task, initial, trainer_of
 from fsdet.tasks.loading import Trained, data_of, load_trained
 from fsdet.types import ImageRecord
 
-STEPS = 400  # some 80 s on two cores at 192 px; half as many again where the recipe says so
+STEPS = 400  # half as many again where the recipe says so
 SETTINGS = (
     "stage.name=finetune", "stage.recipe=auto", "stage.freeze_norm=true", "episode.queries=16",
     "data.augment.mosaic=0.5", "data.augment.scale=0.4",
