@@ -153,6 +153,8 @@ class Guard(Section):
     max_rejected_in_row: Count = 20
     max_rejected_share: Share = 0.2  # of the last `window` steps
     window: Count = 100
+    max_rewinds: Annotated[int, Field(ge=0)] = 3  # so often a run goes back to a checkpoint before too many end it
+    rewind_lr: Annotated[Float, Field(gt=0, le=1)] = 0.5  # multiplies the LR each time it goes back
     init_scale: Positive = 8192.0  # fp16 only
     growth_interval: Count | None = None  # None: a tenth of the run's steps, 20 at least and 200 at most
     min_scale: Positive = 1.0  # below: alert; abort after max_low_scale steps in a row

@@ -122,6 +122,21 @@ def test_a_loss_scale_that_stays_low_ends_the_run(tmp_path):
     assert "loss scale stayed below 1" in guard.verdict()
 
 
+def test_going_back_helps_against_data_and_weights_only(tmp_path):
+    guard = StepGuard(Guard(max_low_scale=3, max_rejected_in_row=2), tmp_path)
+    names(guard, *[report("bad_loss")] * 2)
+    assert guard.verdict() and guard.curable
+    names(guard, report("no_grad"))
+    assert guard.verdict() and not guard.curable
+    names(guard, report(), *[report("amp_backoff", scale=0.5)] * 3)
+    assert guard.verdict() and not guard.curable
+    totals = dict(guard.totals)
+    guard.pardon()
+    assert guard.verdict() is None and guard.totals == totals
+    names(guard, report("bad_grad"))
+    assert guard.verdict() is None, "it begins to count anew"
+
+
 def test_incidents_are_bounded_and_a_full_disk_is_a_warning(tmp_path, caplog):
     guard, batch = StepGuard(Guard(), tmp_path), ToyTask().batch(7)
     paths = [guard.record(report("bad_grad", step=3, norm=math.inf), [batch], b, 1) for b in range(30)]

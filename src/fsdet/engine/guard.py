@@ -173,6 +173,16 @@ class StepGuard:
             return f"{share} were rejected, mostly as {worst}. {ADVICE[worst]}"
         return None
 
+    @property
+    def curable(self) -> bool:
+        """Whether going back may help; a loss scale that fell and a graph without gradients would be there again."""
+        return self.low_scale < self.limits.max_low_scale and "no_grad" not in list(self.recent)[-1:]
+
+    def pardon(self) -> None:
+        """Judge what comes next by itself: rejections so far do not count for the verdict any more."""
+        self.in_row = self.low_scale = 0
+        self.recent.clear()
+
     def summary(self) -> str:
         """Outcomes so far in one line, with advice when any step was rejected."""
         shown = ", ".join(f"{name} {count}" for name, count in self.totals.items() if count)
