@@ -100,9 +100,11 @@ def check(sequence: Sequence) -> None:
                     model = _rewound(run, model)
                 else:
                     _one(run, sequence, model, event, where)
+                _agrees(run, sequence, model)
             except AssertionError as error:
                 raise AssertionError(f"event {number} ({event}) of {sequence}: {error}") from error
-            _agrees(run, sequence, model)
+            finally:
+                run.log.records.close()  # a rewind opens them again
 
 
 def climb(count: int, seed: int = 0) -> Iterator[tuple[StepReport, str | None]]:
