@@ -53,11 +53,11 @@ class Augment(Section):
     flip: Share = 0.5  # left-right
     hsv: tuple[Share, Share, Share] = (0.015, 0.7, 0.4)
     blur: Share = 0.01
-    paste: Share = 0.35  # stage 3: share of images that are base images with shots pasted on them
-    whole: Share = 0.4  # stage 3: share that are whole images of shots; what is left are base images
+    paste: Share = 0.6  # stage 3: share of images that are base images with shots pasted on them
+    whole: Share = 0.2  # stage 3: share that are whole images of shots; what is left are base images
     pastes: Count = 3  # at most so many shots on one base image
     outline: Share = 0.5  # share of pasted shots cut along their silhouette, where one is found
-    turn: NonNegative = 45.0  # degrees either way by which silhouettes and whole images of shots turn
+    turn: NonNegative = 15.0  # degrees either way by which silhouettes and whole images of shots turn
 
 
 class Data(Section):
@@ -164,6 +164,7 @@ class Guard(Section):
     clip_ratio: Positive = 100.0
     clipped_share: Share = 0.5
     loss_jump: Positive = 2.0
+    saturated_share: Share = 0.05  # of the rows of a clamped loss
     dfl_high: Positive = 5.0  # mean over sides; ln 16 = 2.77 knows nothing
     first_loss: Annotated[Float, Field(gt=1)] = 2.0  # factor between the first loss and its expected value
     validation_drop: Share = 0.5  # of the best validation, lost from one evaluation to the next

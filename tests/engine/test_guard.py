@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -34,11 +35,18 @@ def names(guard: StepGuard, *reports: StepReport, warm=True) -> list[str]:
         (report("amp_backoff", scale=0.5), ["loss_scale"]),
         (report(dfl=5.1), ["dfl_high"]),
         (report(dfl=4.9, cpe=0.0), ["cpe_zero"]),
+        (replace(report(), saturated={"dfl": 0.06, "cpe": 0.04}), ["saturated"]),
+        (replace(report(), saturated={"dfl": 0.05}), []),
         (report("bad_loss", norm=math.nan, total=math.nan), []),
     ],
 )
 def test_a_step_raises_its_red_flags(tmp_path, seen, flags):
     assert names(StepGuard(Guard(), tmp_path), seen) == flags
+
+
+def test_the_flag_of_saturated_rows_names_the_losses_and_their_share(tmp_path):
+    [flag] = StepGuard(Guard(), tmp_path).see(replace(report(), saturated={"dfl": 0.25, "cpe": 0.0}), warm=False)
+    assert "dfl 25%" in flag.message and "cpe" not in flag.message
 
 
 def test_dfl_and_cpe_are_not_judged_during_warm_up(tmp_path):

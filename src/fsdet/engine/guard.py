@@ -139,6 +139,15 @@ class StepGuard:
                     "(mean over sides; ln 16 = 2.77 knows nothing)",
                 )
             )
+        if cut := {name: share for name, share in report.saturated.items() if share > limits.saturated_share}:
+            shown = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
+            out.append(
+                Flag(
+                    "saturated",
+                    f"rows that the clamp of their loss keeps from learning: {shown}; they are the most wrong ones: "
+                    f"take the clamp away ({', '.join(f'loss.{name}={name}' for name in cut)})",
+                )
+            )
         if warm and report.weighted.get("cpe", 0.0) == 0.0 and report.raw.get("cpe") == 0.0:
             out.append(
                 Flag(

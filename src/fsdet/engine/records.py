@@ -179,6 +179,8 @@ class Records:
             "loss_scale": report.loss_scale,
             "lr": report.lr,
         }
+        if report.saturated:
+            fields |= {"saturated": report.saturated}
         if not report.committed:
             fields |= {"culprit": report.culprit, "image_ids": list(report.image_ids)}
         self.row("step", report.step, epoch, batch, **fields)

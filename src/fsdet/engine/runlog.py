@@ -144,6 +144,7 @@ def step_values(report: StepReport, epoch: int, totals: Mapping[str, int]) -> di
     }
     values |= {f"train_step/{name}_loss": value for name, value in report.raw.items()}
     values |= {f"train_step/weighted/{name}": value for name, value in report.weighted.items()}
+    values |= {f"train_step/saturated/{name}": value for name, value in report.saturated.items()}
     values |= {f"train_step/lr/{group}": value for group, value in report.lr.items()}
     return values | {f"health/{outcome}_total": count for outcome, count in totals.items()}
 
