@@ -67,6 +67,7 @@ def test_a_disk_that_refuses_for_a_while_changes_nothing_but_a_warning(tmp_path,
     trainer(ToyTask(), tmp_path / "a", save=Save(every_steps=1)).fit()
     with monkeypatch.context() as patch:
         patch.setattr(saving, "RETRY_SECONDS", 0)
+        patch.setattr(checkpoint.threading, "Thread", Now)
         task = ToyTask()
         refusing(patch, range(2, 7), task, error)
         trainer(task, tmp_path / "b", save=Save(every_steps=1)).fit()
