@@ -153,6 +153,8 @@ class Guard(Section):
     max_rejected_in_row: Count = 20
     max_rejected_share: Share = 0.2  # of the last `window` steps
     window: Count = 100
+    max_quarantined: Share = 0.01  # of the training's samples; more that cannot be used end the run
+    loader_timeout: Positive = 600.0  # seconds without a batch after which hung loader workers are started again
     init_scale: Positive = 8192.0  # fp16 only
     growth_interval: Count | None = None  # None: a tenth of the run's steps, 20 at least and 200 at most
     min_scale: Positive = 1.0  # below: alert; abort after max_low_scale steps in a row

@@ -13,10 +13,12 @@ class Position:
     """`batch` counts consumed micro-batches, those of rejected steps too.
 
     epochs_told: epochs with a row in results.csv. evaluated: evaluation intervals done; evaluated_batch: the batch of
-    the last evaluation. stale: evaluations since the best one or the last LR drop. sums, committed: of this epoch.
+    the last evaluation. parts: into how many each batch is cut since the whole did not fit into memory. stale:
+    evaluations since the best one or the last LR drop. sums, committed: of this epoch.
     """
 
     batch: int = 0
+    parts: int = 1
     probed: bool = False
     epochs_told: int = 0
     evaluated: int = 0

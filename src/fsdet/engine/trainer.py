@@ -16,7 +16,7 @@ import torch
 
 from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
-from fsdet.engine import checkpoint, folder, forensics, probe, records
+from fsdet.engine import checkpoint, folder, forensics, portions, probe, records
 from fsdet.engine.allocator import keep_freed_memory
 from fsdet.engine.clipping import Clipping
 from fsdet.engine.ema import Ema
@@ -25,6 +25,7 @@ from fsdet.engine.freezing import Freezer
 from fsdet.engine.guard import Flag, StepGuard
 from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
+from fsdet.engine.quarantine import Quarantine
 from fsdet.engine.runlog import RunLog
 from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, total_batches, total_steps
 from fsdet.engine.signals import Signals
@@ -97,6 +98,7 @@ class Trainer:
             task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema
         )
         self.position, self.clipping = Position(), Clipping(optim)
+        self.quarantine = Quarantine.of(task, self.folder, guard.max_quarantined)
         if resume:
             self._load()
         self._saved_at, self._saved_step, self._whole = time.monotonic(), self.controller.step, True
@@ -141,7 +143,8 @@ class Trainer:
             RunFailed: the guard gave up, or a save that had to succeed did not. Stopped: a signal, after a save.
         """
         folder.describe(self.folder, self.resolved, self.device, self.precision)
-        feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda")
+        feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda",
+                    self.quarantine, self.guard.limits.loader_timeout)  # fmt: skip
         resumed_at = self.position.batch if self.resume else None
         with RunLog(self.folder, self.logging, self.resolved, resumed_at) as self.log, Signals() as signals:
             try:
@@ -192,17 +195,13 @@ class Trainer:
         self._debugging = debugging = self.logging.debug and step % DEBUG_EVERY == 0
         if debugging:
             self.log.debug(step + 1, records.input_block(window))
-        try:
-            return self.controller.run(
-                window,
-                lr_factor=self._lr_factor(step),
-                clip_norm=self.clip_norm,
-                observe=self._observe if probing else None,
-                watch=self._watch if debugging else None,
-            )
-        except torch.OutOfMemoryError as error:
-            cure = "halve episode.queries and double optim.accumulate, or lower data.image_size"
-            raise RunFailed(f"out of memory at step {step}. Next: {cure}\n{error}") from error
+        how = {
+            "lr_factor": self._lr_factor(step),
+            "clip_norm": self.clip_norm,
+            "observe": self._observe if probing else None,
+            "watch": self._watch if debugging else None,
+        }
+        return portions.run(self.controller, window, self.position, how)
 
     def _lr_factor(self, step: int) -> float:
         o = self.optim
@@ -354,6 +353,7 @@ class Trainer:
             "position": vars(position),
             "guard": self.guard.state_dict(),
             "clipping": self.clipping.state_dict(),
+            "quarantine": self.quarantine.state_dict(),
             "rng": checkpoint.random_state(),
             "config": dict(self.resolved),
             "precision": self.precision,
@@ -377,6 +377,7 @@ class Trainer:
         self.position = Position(**(state["position"] | {"finished": False}))
         self.guard.load_state_dict(state["guard"])
         self.clipping.load_state_dict(state.get("clipping", {}))
+        self.quarantine.load_state_dict(state.get("quarantine", {}))
         checkpoint.restore_random_state(state["rng"])
         if state["threads"] != (threads := torch.get_num_threads()):
             logger.warning("resumed with %d threads, not %d: the last bits may differ", threads, state["threads"])
