@@ -103,7 +103,8 @@ class Feed:
                 batch = self._take(alone=failures > 1)
             except (RuntimeError, OSError, EOFError) as error:  # what a killed or hung worker looks like from here
                 failures += 1
-                self._kill()
+                _kill(self._rows)
+                self.close()
                 if failures > RESTARTS:
                     raise RunFailed(
                         f"loader workers died {failures} times in a row at batch {self.next}; last: {error}. "
@@ -120,16 +121,27 @@ class Feed:
             yield batch
 
     def _take(self, alone: bool) -> Any:
-        """The next batch; a slow worker is waited for, a dead one is noticed within CHECK_SECONDS."""
-        give_up = time.monotonic() + self.timeout
-        while True:
-            try:
-                return next(self._open(alone))
-            except RuntimeError as error:
-                if "timed out" not in str(error):
-                    raise
-            if time.monotonic() >= give_up:
-                raise RuntimeError(f"no batch within {self.timeout:g} s")
+        """The next batch. A dead worker is noticed within CHECK_SECONDS, one that hangs is killed after `timeout`.
+
+        Killed from beside, by a timer: a worker that is stopped after it has announced a batch is waited for in a read
+        that has no time limit of its own.
+        """
+        rows = self._open(alone)
+        if not self.workers:
+            return next(rows)
+        struck = threading.Event()
+        watch = threading.Timer(self.timeout, lambda: (struck.set(), _kill(rows)))
+        watch.daemon = True
+        watch.start()
+        try:
+            return _patiently(rows)
+        except (RuntimeError, OSError, EOFError) as error:
+            if struck.is_set():
+                raise RuntimeError(f"no batch within {self.timeout:g} s") from error
+            raise
+        finally:
+            watch.cancel()
+            watch.join()
 
     def _open(self, alone: bool) -> Iterator[Any]:
         """The loader's iterator; `alone`: one worker that is handed one batch, so that its death names the batch."""
@@ -151,16 +163,26 @@ class Feed:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises in the middle of a step
         return self._rows
 
-    def _kill(self) -> None:
-        """Drop a loader whose workers may not answer: one that is stopped would outlive a polite request for ever."""
-        for worker in getattr(self._rows, "_workers", ()):
-            if worker.is_alive():
-                worker.kill()
-        self.close()
-
     def close(self) -> None:
         """Drop the loader; its workers end."""
         self._rows = None
+
+
+def _patiently(rows: Iterator[Any]) -> Any:
+    """The next of a loader that gives up after each CHECK_SECONDS, if only to see whether its workers are alive."""
+    while True:
+        try:
+            return next(rows)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+
+
+def _kill(rows: Iterator[Any] | None) -> None:
+    """End workers that may not answer: one that is stopped would outlive a polite request for ever."""
+    for worker in getattr(rows, "_workers", ()):
+        if worker.is_alive():
+            worker.kill()
 
 
 def _at_most_cpus(workers: int) -> int:
