@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
