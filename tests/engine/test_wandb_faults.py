@@ -18,7 +18,8 @@ from engine.wandb_stub import Stub
 from fsdet.config import Log, Wandb
 from fsdet.engine import runlog
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+MOST = 80  # seconds of a training on a busy machine; without limits of ours wandb waits 90 for a server alone
 STEPS = 10
 
 
@@ -60,7 +61,7 @@ def in_a_process(mood, when, folder):
     code = f"import sys; sys.path[:0] = {sys.path!r}\n"
     code += f"from engine.test_wandb_faults import play; play({mood!r}, {when!r}, {str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], env=environment(folder), text=True, capture_output=True,
-                          timeout=110)  # fmt: skip
+                          timeout=200)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 
@@ -76,7 +77,7 @@ def sent_later(folder):
     run = next(iter([*folder.glob("wandb/offline-run-*"), *folder.glob("wandb/run-*")]))
     with Stub() as stub:
         command = [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(run)]
-        done = subprocess.run(command, env=environment(folder, WANDB_BASE_URL=stub.url), text=True, timeout=60,
+        done = subprocess.run(command, env=environment(folder, WANDB_BASE_URL=stub.url), text=True, timeout=120,
                               capture_output=True)  # fmt: skip
         stub.wait_for(STEPS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -87,7 +88,7 @@ def sent_later(folder):
 def test_a_server_that_is_broken_at_the_start_makes_an_offline_run_that_can_be_sent_later(tmp_path, mood):
     run = tmp_path / "r"
     said, output = in_a_process(mood, "from the start", run)
-    assert said["steps"] == STEPS and said["seconds"] < 30 and said["asked"] and "Traceback" not in output
+    assert said["steps"] == STEPS and said["seconds"] < MOST and said["asked"] and "Traceback" not in output
     assert [row["step"] for row in rows(run, "step")] == list(range(1, STEPS + 1))
     (told,) = said["told"]
     assert "cannot start online" in told and "logging offline instead" in told
@@ -98,7 +99,7 @@ def test_a_server_that_is_broken_at_the_start_makes_an_offline_run_that_can_be_s
 def test_a_server_that_breaks_during_the_run_leaves_it_complete_on_disk(tmp_path, mood):
     run = tmp_path / "r"
     said, output = in_a_process(mood, "later", run)
-    assert said["steps"] == STEPS and said["seconds"] < 40 and "Traceback" not in output
+    assert said["steps"] == STEPS and said["seconds"] < MOST and "Traceback" not in output
     assert [row["step"] for row in rows(run, "step")] == list(range(1, STEPS + 1))
     assert sent_later(run) == list(range(1, STEPS + 1))
 
@@ -106,5 +107,5 @@ def test_a_server_that_breaks_during_the_run_leaves_it_complete_on_disk(tmp_path
 def test_a_helper_process_that_is_killed_costs_a_warning(tmp_path):
     """As by the kernel when memory is short, or by a crash of its own."""
     said, _ = in_a_process("helper killed", "later", tmp_path / "r")
-    assert said["steps"] == STEPS and said["seconds"] < 40 and len(rows(tmp_path / "r", "step")) == STEPS
+    assert said["steps"] == STEPS and said["seconds"] < MOST and len(rows(tmp_path / "r", "step")) == STEPS
     assert len([text for text in said["told"] if "W&B stopped working" in text]) == 1
