@@ -67,17 +67,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ms", type=float, default=100, help="work of a step")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.child[0], args.ms, Path(args.child[1]))
         return 0
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    ways = list(dict.fromkeys(["none", *args.ways]))
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
         environment |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")}
         waits, running = {}, {}
-        for way in WAYS:
+        for way in ways:
             (Path(folder) / way).mkdir()
             command = [sys.executable, __file__, "--ms", str(args.ms), "--child", way, f"{folder}/{way}"]
             began = time.monotonic()
@@ -87,7 +89,7 @@ def main() -> int:
                 assert running[way].poll() is None, f"{way} ended"
             waits[way] = time.monotonic() - began
         for _ in range(args.rounds):
-            for way in random.sample(WAYS, len(WAYS)):
+            for way in random.sample(ways, len(ways)):
                 running[way].stdin.write("\n")
                 running[way].stdin.flush()
                 seconds[way].append(float(running[way].stdout.readline()) / STEPS)
