@@ -329,10 +329,8 @@ class Trainer:
 
     def _finish(self) -> None:
         best = self.position.evaluated_batch != self.position.batch and self._evaluate()
-        ended = self.position.told_batch == self.position.batch
-        if (
-            self.position.batch % self.task.batches_per_epoch and not ended
-        ):  # what an unfinished epoch came to is a row, too
+        told = self.position.told_batch == self.position.batch
+        if self.position.batch % self.task.batches_per_epoch and not told:  # an unfinished epoch has a row, too
             self._end_epoch(self.epoch)
             self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True
