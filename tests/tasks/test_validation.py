@@ -55,3 +55,14 @@ def test_without_supports_every_base_class_is_dashed(best, settings, monkeypatch
     assert all(Path(image["path"]).is_file() for image in listed["images"])
     assert listed["names"] == list(validator.data.names)
     assert all(c < len(validator.base) for r in validator.store.records for c in r.labels.tolist())
+
+
+def test_where_no_class_has_enough_instances_the_standard_branch_alone_is_judged(best, settings, monkeypatch, tmp_path,
+                                                                                 caplog):  # fmt: skip
+    """A small set of one's own."""
+    monkeypatch.setattr(validation, "VALIDATION_SHOTS", 1000)
+    validator, supports, queries, _ = drawn(best, settings, monkeypatch, tmp_path, *EPISODIC)
+    assert not supports and [q.truth.tolist() for q in queries] == truths(validator, set(validator.base))
+    figures = validator.evaluate(loading.load_trained(best).model)
+    assert not any("by_prototype" in name for name in figures) and validator.best_metric in figures
+    assert "no base class has 1000 training instances" in caplog.text

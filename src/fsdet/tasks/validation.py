@@ -104,6 +104,10 @@ class Validator:
             found = support_instances(train, self.base)
             self.ways = [c for c in self.base if len(found[c]) >= VALIDATION_SHOTS]
             self.picks = draw_shots(train, self.ways, [VALIDATION_SHOTS], 0, data.names)
+            self.compare = bool(self.ways)
+            if not self.ways:
+                log.warning("no base class has %d training instances: validation goes by the standard branch alone",
+                            VALIDATION_SHOTS)  # fmt: skip
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
