@@ -281,7 +281,7 @@ def _shown(value: Any) -> str:
 
 
 FEWSHOT_ONLY = ("model", "loss", "episode.ways", "episode.shots", "episode.negatives", "episode.disguise", "stage.name",
-                "stage.mode", "stage.init_from", "stage.recipe", "stage.forget", "data.shots",
+                "stage.mode", "stage.recipe", "stage.forget", "data.shots",
                 "data.base_images")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 
 from fsdet.config import Config
 from fsdet.data.sources import DataSet
+from fsdet.engine.schedule import frozen_at
 from fsdet.engine.trainer import Trainer
 from fsdet.errors import CheckpointError, ConfigError, DataError, did_you_mean, explain
 from fsdet.tasks import classifier, initial, maskrcnn, recipe, stages
@@ -48,6 +49,9 @@ def trainer_of(task: BuiltTask, report: str | None, *, resume: bool = False,
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
+        if frozen := frozen_at(1, config.stage.freeze):
+            log.warning("from scratch, and frozen: %s is noise that nothing trains; give weights, or thaw it in "
+                        "stage.freeze", ", ".join(frozen))  # fmt: skip
     task.warm(config.run.threads or torch.get_num_threads())
     return Trainer(task, run=config.run, optim=optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
