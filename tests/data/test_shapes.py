@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from pycocotools import mask as oracle
+from faster_coco_eval.core import mask as oracle
 
 from dataset_files import coco, coco_document
 from fsdet.data import sources

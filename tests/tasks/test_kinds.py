@@ -292,7 +292,7 @@ def test_a_poisoned_checkpoint_is_neither_resumed_nor_started_from(runs, name, t
     for path in run.glob("*.pt"):
         state = torch.load(path, weights_only=True)
         value = next(v for v in state["model"].values() if v.is_floating_point())
-        value.view(-1)[0] = NAN
+        value[(0,) * value.dim()] = NAN
         torch.save(state, path)
     assert main(["train", "--resume", str(run)]) == 2
     shown = capsys.readouterr().err
