@@ -55,7 +55,10 @@ def _verdict(task: Task, window: Sequence[Any]) -> list[str]:
         rows = gradient_probe.measure(report)
         lines.append(gradient_probe.tell(rows, {}) if rows else f"losses: {raw}")
     if not trains:
-        return [*lines, "the losses depend on no parameter that trains: check stage.freeze and loss.weights"]
+        return [
+            *lines,
+            "the losses depend on no parameter that trains: check stage.freeze and the weights of the losses",
+        ]
     return [*lines, *_replayed(task, window)]
 
 
