@@ -5,13 +5,16 @@ import ast
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from fsdet import tasks
 from fsdet.cli.main import main
+from fsdet.config import Config
 from fsdet.engine.trainer import Trainer
 from fsdet.errors import CheckpointError, RunFailed, Stopped
 from fsdet.types import Task
@@ -29,11 +32,6 @@ PARTS = {
 @pytest.fixture(autouse=True)
 def _free_fsync(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-@pytest.fixture(scope="session")
-def sets(tmp_path_factory):
-    return others.draw(tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture(params=others.TASKS)
@@ -56,7 +54,8 @@ def small(name, sets, tmp_path):
 def runs(sets, tmp_path_factory):
     """{task: a finished run of two epochs}, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
-    return {n: tasks.build(others.settings(n, sets[n], folder / n, "eval.every=1")).fit().folder for n in others.TASKS}
+    more = ("eval.every=1", "log.tensorboard=true", "log.wandb.mode=offline")
+    return {n: tasks.build(others.settings(n, sets[n], folder / n, *more)).fit().folder for n in others.TASKS}
 
 
 def test_the_engine_branches_on_no_task_and_reads_none_of_their_sections():
@@ -88,12 +87,8 @@ def test_the_engine_branches_on_no_task_and_reads_none_of_their_sections():
 
 
 def test_every_task_of_the_schema_has_its_row_and_keeps_the_protocol(small, name):
-    from typing import get_args
-
-    from fsdet.config import Config
-
     assert set(get_args(Config.model_fields["task"].annotation)) == set(tasks.KINDS)
-    for method in ("read", "create", "restored", "network", "planned", "told", "judge"):
+    for method in ("read", "create", "restored", "network", "planned", "told", "advice", "judge"):
         assert all(callable(getattr(kind, method)) for kind in tasks.KINDS.values()), method
     task = others.built(small())
     assert isinstance(task, Task) and list(task.param_groups()) == PARTS[name]
@@ -138,6 +133,7 @@ def test_the_first_losses_are_what_an_untrained_model_should_show(small, name):
         assert expected / 1.6 < float(report.raw[loss].detach()) < expected * 1.6, loss
 
 
+@pytest.mark.slow
 def test_a_run_is_reported_diagnosed_told_and_judged(runs, name, tmp_path, capsys):
     run = runs[name]
     assert main(["report", str(run)]) == 0 and "finished" in capsys.readouterr().out
@@ -160,9 +156,8 @@ def test_a_run_is_reported_diagnosed_told_and_judged(runs, name, tmp_path, capsy
     assert "a checkpoint of the few-shot detector" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_results_json_is_shown_by_report(runs, name, tmp_path, capsys):
-    import shutil
-
     run = shutil.copytree(runs[name], tmp_path / "copy")
     assert main(["eval", str(run / "best.pt"), "--json", str(run / "results.json"), "--device", "cpu"]) == 0
     table = capsys.readouterr().out.strip()
@@ -170,10 +165,12 @@ def test_a_results_json_is_shown_by_report(runs, name, tmp_path, capsys):
     assert table in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_validation_and_its_pictures_land_in_the_run(runs, name):
     rows = others.rows(runs[name], "val")
     assert len(rows) == 2 and all("val/fitness" in row for row in rows)
     assert len(list((runs[name] / "episodes").glob("step_*.jpg"))) == 2
+    assert list((runs[name] / "tensorboard").glob("events*")) and list((runs[name] / "wandb").rglob("*.wandb"))
     steps = others.rows(runs[name], "step")
     assert set(steps[0]["raw"]) == LOSSES[name] and set(steps[0]["lr"]) == set(PARTS[name])
 
@@ -214,6 +211,7 @@ def resumed_exactly(name, sets, tmp_path, monkeypatch, at, *more):
     assert others.rows(tmp_path / "straight", "step") == others.rows(tmp_path / "broken", "step")
 
 
+@pytest.mark.slow
 def test_a_classifier_resumes_after_epoch_26_of_40_to_the_last_bit(sets, tmp_path, monkeypatch):
     """With the rate's restarts, stages that thaw at epochs 10 and 30, dropout and a warm-up of three epochs."""
     resumed_exactly("classifier", sets, tmp_path, monkeypatch, 26, "optim.epochs=40", "optim.warmup_epochs=3",
@@ -222,10 +220,12 @@ def test_a_classifier_resumes_after_epoch_26_of_40_to_the_last_bit(sets, tmp_pat
                     "optim.lr_scale.backbone=0.1")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mask_rcnn_resumes_to_the_last_bit(sets, tmp_path, monkeypatch):
     resumed_exactly("maskrcnn", sets, tmp_path, monkeypatch, 2, "optim.epochs=3")
 
 
+@pytest.mark.slow
 def test_checkpoints_in_the_middle_of_an_epoch(small):
     run = tasks.build(small("save.every_steps=1", "save.keep=9")).fit().folder
     assert [p.name for p in sorted(run.glob("step_*.pt"))] == [f"step_{i:08d}.pt" for i in (1, 2, 3, 4)]
@@ -247,6 +247,7 @@ def spoil(task, monkeypatch, at):
     monkeypatch.setattr(task, "losses", losses)
 
 
+@pytest.mark.slow
 def test_a_nan_in_epoch_27_is_rejected_reported_and_survived(small, name, monkeypatch, caplog):
     """The story: 26 good epochs, then one batch. Nothing of it may reach weights, statistics or the average."""
     trainer = tasks.build(small("optim.epochs=30", "episode.per_epoch=1", "optim.ema=0.9"))
@@ -265,6 +266,7 @@ def test_a_nan_in_epoch_27_is_rejected_reported_and_survived(small, name, monkey
     assert "bad_loss 1" in told[0] and "replay it with" in told[0], "advice at the end of the epoch"
 
 
+@pytest.mark.slow
 def test_an_incident_is_run_again(small, name, monkeypatch, capsys):
     trainer = tasks.build(small())
 
@@ -284,9 +286,8 @@ def test_an_incident_is_run_again(small, name, monkeypatch, capsys):
     assert main(["doctor", str(folder)]) == 0 and "bad_input 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_poisoned_checkpoint_is_neither_resumed_nor_started_from(runs, name, tmp_path, line, capsys):
-    import shutil
-
     run = shutil.copytree(runs[name], tmp_path / "poisoned")
     (run / "manifest.json").unlink()  # as an older program left it: nothing but the tensors tells
     for path in run.glob("*.pt"):
@@ -301,9 +302,8 @@ def test_a_poisoned_checkpoint_is_neither_resumed_nor_started_from(runs, name, t
     assert "NaN or inf in model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_of_a_run_start_another_and_those_of_another_task_do_not(runs, name, small, tmp_path):
-    from fsdet.engine.trainer import Trainer
-
     trainer = tasks.build(small(f"stage.init_from={runs[name] / 'last.pt'}"))
     assert isinstance(trainer, Trainer)
     given = torch.load(runs[name] / "last.pt", weights_only=True)["ema"]
@@ -327,6 +327,7 @@ def test_a_poisoned_weights_file_is_refused(name, small, tmp_path):
         tasks.build_task(small(f"{name}.weights={tmp_path / 'none.pth'}"), task.data, resume=False)
 
 
+@pytest.mark.slow
 def test_a_run_of_rejections_ends_with_a_diagnosis_and_sound_weights(small, name, monkeypatch, capsys):
     trainer = tasks.build(small("optim.epochs=9", "guard.max_rejected_in_row=3"))
     spoil(trainer.task, monkeypatch, set(range(4, 99)))

@@ -27,6 +27,9 @@ from fsdet.tasks import initial
 from fsdet.tasks.supply import Supply, chunks, judged_split, spread, validation_store
 from fsdet.types import LossReport
 
+LISTED = 20  # errors of the data in a message
+UNEVEN = 3  # times as many images of one class as of another
+
 
 class ClassifierTask:
     """What a training step means for an image classifier; satisfies `types.Task`.
@@ -190,8 +193,8 @@ def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTa
     if not resume:
         report = check(data, deep=c.validate_data)
         if not report.ok:
-            got = f"{len(report.errors)} errors\n  " + "\n  ".join(report.errors[:10])
-            raise DataError(explain("sound data", got, config.data.path, "mend them; fsdet check CONFIG lists all"))
+            got = f"{len(report.errors)} errors\n  " + "\n  ".join(report.errors[:LISTED])
+            raise DataError(explain("sound data", got, config.data.path, "mend or remove these files"))
     task = ClassifierTask(config, data)
     return task, None if resume else initial.start(task, config.stage.init_from, c.weights, "classifier",
                                                    lambda name: f"backbone.{name}")  # fmt: skip
@@ -214,6 +217,13 @@ def planned(config: Config) -> tuple[Mapping[str, Any], str]:
 
 def told(spec: Mapping[str, Any]) -> str:
     return f"classifier of {', '.join(spec['classes'][:6])}{', ...' if len(spec['classes']) > 6 else ''}"
+
+
+def advice(data: DataSet) -> str:
+    counts = np.bincount([int(r.labels[0]) for r in data.split("train")], minlength=len(data.names))
+    if counts.min() * UNEVEN > counts.max():
+        return ""
+    return "classes are uneven: classifier.loss=bce with classifier.pos_weight=auto, or classifier.alpha, weighs them"
 
 
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:

@@ -55,6 +55,7 @@ def check(config: Config) -> str:
         f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB"
     )
     lines.append(f"{task.batches_per_epoch} steps an epoch")
+    lines.append(kind_of(config.task, "task").advice(data))
     return "\n".join(line for line in lines if line)
 
 

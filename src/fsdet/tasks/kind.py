@@ -58,6 +58,10 @@ class Kind(Protocol):
         """`describe()` in words."""
         ...
 
+    def advice(self, data: DataSet) -> str:
+        """What `fsdet check` adds about settings for these data; may be empty."""
+        ...
+
     def judge(self, model: nn.Module, config: Config, data: DataSet, split: str,
               folder: Path | None) -> Mapping[str, Any]:  # fmt: skip
         """{"metrics": {name: figure}, ...} of a trained model on a split; pictures into `folder`."""

@@ -33,6 +33,7 @@ from fsdet.types import Detections, LossReport
 log = logging.getLogger("fsdet")
 USUAL_CLASSES = 80  # a model is counted for, when its data are not there to say
 SHOWN_FROM = 0.5  # score from which a detection is drawn
+PRESETS = {1000: "configs/maskrcnn/under_1000.yaml", 10_000: "configs/maskrcnn/under_10000.yaml"}  # below so many
 MIN_PIXELS = 4  # of a mask that is left after an image was moved
 
 
@@ -204,6 +205,12 @@ def planned(config: Config) -> tuple[Mapping[str, Any], str]:
 
 def told(spec: Mapping[str, Any]) -> str:
     return f"Mask R-CNN {spec['model']['arch']}, {len(spec['classes'])} classes"
+
+
+def advice(data: DataSet) -> str:
+    count = len(data.split("train"))
+    name = next((name for most, name in PRESETS.items() if count < most), "configs/maskrcnn_coco.yaml")
+    return f"{count} training images: {name} has safe settings for a fine-tuning on so many"
 
 
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:

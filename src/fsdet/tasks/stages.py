@@ -67,6 +67,10 @@ def told(spec: Mapping[str, Any]) -> str:
             f"{len(spec['novel'])} novel classes")  # fmt: skip
 
 
+def advice(data: DataSet) -> str:
+    return ""
+
+
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
     """Refused: its figures are by shots and draws, which tasks/protocol.py makes."""
     raise UserError(explain("a task that is judged by a split alone", "the few-shot detector", "judge",
