@@ -73,3 +73,5 @@ def test_the_command_draws_the_set_of_a_task(tmp_path, monkeypatch, capsys):
     assert main(["data", "demo", str(tmp_path / "pages"), "--task", "classifier"]) == 0
     assert capsys.readouterr().out.strip().endswith("data.yaml")
     assert len(load_folders(tmp_path / "pages").split("train")) == 6
+    assert main(["data", "check", str(tmp_path / "pages"), "--task", "classifier", "--deep"]) == 0
+    assert "genuine" in capsys.readouterr().out

@@ -150,7 +150,9 @@ def test_the_shipped_rate_warms_up_for_three_epochs_restarts_and_never_falls_bel
 
 def test_frozen_noise_is_told(small, caplog):
     tasks.build(small("stage.freeze=[backbone]"))
-    assert any("from scratch, and frozen: backbone is noise" in message for message in caplog.messages)
+    assert [m for m in caplog.messages if "from scratch" in m and "frozen: backbone is noise" in m]
+    tasks.build(small("stage.freeze_norm=true"), exist_ok=True)
+    assert [m for m in caplog.messages if "from scratch, and BatchNorm frozen" in m]
 
 
 def test_sections_of_another_task_are_refused(tmp_path):

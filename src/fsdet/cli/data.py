@@ -38,6 +38,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     demo.add_argument("--seed", type=int, default=0, metavar="N")
     check = actions.add_parser("check", help="damage, sizes, copies, leaks, thin classes; exit 2 when unfit")
     check.add_argument("data", type=Path, metavar="DATA", help="data YAML, COCO json, or a folder")
+    check.add_argument("--task", choices=tuple(DEMOS), default="fewshot", help="classifier: a folder for each class")
     check.add_argument("--deep", action="store_true", help="decode every image, which alone finds truncated ones")
     check.add_argument("--shots", type=count, default=10, metavar="K", help="instances wanted of each class (10)")
     _shots_arguments(actions.add_parser("shots", help="draw K-shot sets, or read published ones, for data.shots"))
@@ -84,8 +85,10 @@ def _demo(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from fsdet.data import sources
     from fsdet.data.check import check
+    from fsdet.data.folders import load_folders
 
-    report = check(sources.load(args.data), deep=args.deep, k=args.shots)
+    data = load_folders(args.data) if args.task == "classifier" else sources.load(args.data)
+    report = check(data, deep=args.deep, k=args.shots)
     print(report)
     return 0 if report.ok else 2
 

@@ -49,9 +49,7 @@ def trainer_of(task: BuiltTask, report: str | None, *, resume: bool = False,
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
-        if frozen := frozen_at(1, config.stage.freeze):
-            log.warning("from scratch, and frozen: %s is noise that nothing trains; give weights, or thaw it in "
-                        "stage.freeze", ", ".join(frozen))  # fmt: skip
+        _warn_of_noise(config)
     task.warm(config.run.threads or torch.get_num_threads())
     return Trainer(task, run=config.run, optim=optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
@@ -74,3 +72,12 @@ def read_data(config: Config) -> DataSet:
 def build_task(config: Config, data: DataSet, *, resume: bool) -> tuple[BuiltTask, str | None]:
     """The task of a config and what was initialised from where; on resume the weights come from the run itself."""
     return KINDS[config.task].create(config, data, resume=resume)
+
+
+def _warn_of_noise(config: Config) -> None:
+    """What a run from scratch can never learn."""
+    if frozen := frozen_at(1, config.stage.freeze):
+        named = ", ".join(frozen)
+        log.warning("from scratch, and frozen: %s is noise that nothing trains; give weights or thaw it", named)
+    if config.stage.freeze_norm:
+        log.warning("from scratch, and BatchNorm frozen: its statistics are of no data; set stage.freeze_norm=false")
