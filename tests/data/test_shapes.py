@@ -78,12 +78,13 @@ def test_a_coco_json_keeps_its_outlines_when_asked_through_cleaning_and_reorderi
         row["segmentation"] = [[row["id"], 1, 30, 1, 30, 20]]
     rows[1]["segmentation"] = [[1, 2]]  # no polygon
     rows.insert(0, {**rows[2], "id": 9, "bbox": [1, 1, 0, 0]})  # no area: dropped
+    rows.reverse()  # the last image's objects first
     path = coco(tmp_path, document)
     plain, full = sources.load(path), sources.load(path, shapes=True)
     assert all(r.shapes == () for r in plain.split("train"))
     shapes = {r.path.name: r.shapes for r in full.split("train")}
-    assert shapes == {"a.jpg": ([[1, 1, 30, 1, 30, 20]], None), "b.jpg": ([[3, 1, 30, 1, 30, 20]],)}
+    assert shapes == {"a.jpg": (None, [[1, 1, 30, 1, 30, 20]]), "b.jpg": ([[3, 1, 30, 1, 30, 20]],)}
     assert full.report.counts["no outline that can be read"] == 1
-    kept = full.split("train")[0].kept(np.array([False, True]))
+    kept = full.split("train")[0].kept(np.array([True, False]))
     assert kept.shapes == (None,) and len(kept.labels) == 1
     assert json.loads(path.read_text())["annotations"][1]["segmentation"], "the file is as it was"
