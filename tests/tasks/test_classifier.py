@@ -148,6 +148,19 @@ def test_the_shipped_rate_warms_up_for_three_epochs_restarts_and_never_falls_bel
     assert min(rates[30:]) < 1e-3 * o.lr
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["classifier.loss=bce classifier.pos_weight=auto", "classifier.head=dropout classifier.dropout=0.5",
+     "stage.freeze=[backbone.conv1,backbone.bn1,backbone.layer1,backbone.layer2,backbone.layer3]"],
+)  # fmt: skip
+def test_the_alternatives_that_the_shipped_file_names_are_settings(line, small):
+    assert line in (others.ROOT / "configs/docuforge.yaml").read_text(encoding="utf-8")
+    config.load(others.ROOT / "configs/docuforge.yaml", line.split())
+    trainer = tasks.build(small("optim.lr_scale.attention=0.1", *line.split()))
+    report = trainer.controller.run([trainer.task.batch(0)], lr_factor=1.0, clip_norm=0.5)
+    assert report.committed and report.grad_l2_postclip <= 0.5 + 1e-6
+
+
 def test_frozen_noise_is_told(small, caplog):
     tasks.build(small("stage.freeze=[backbone]"))
     assert [m for m in caplog.messages if "from scratch" in m and "frozen: backbone is noise" in m]

@@ -84,8 +84,7 @@ class ImageClassifier(nn.Module):
         return self.classifier(self.pooled(images))
 
     def groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
-        """Parameters by part: backbone, attention (where the head has it), classifier."""
+        """Parameters by part: backbone, attention (empty where the head has none), classifier."""
         named = list(self.named_parameters())
-        parts = {part: [(n, p) for n, p in named if n.startswith(f"{part}.")]
-                 for part in ("backbone", "attention", "classifier")}  # fmt: skip
-        return {part: members for part, members in parts.items() if members}
+        return {part: [(n, p) for n, p in named if n.startswith(f"{part}.")]
+                for part in ("backbone", "attention", "classifier")}  # fmt: skip
