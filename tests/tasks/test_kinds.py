@@ -335,3 +335,16 @@ def test_a_run_of_rejections_ends_with_a_diagnosis_and_sound_weights(small, name
         trainer.fit()
     assert all(v.isfinite().all() for v in others.weights(trainer.folder).values() if v.is_floating_point())
     assert main(["doctor", str(trainer.folder)]) == 0 and "3 rejected" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_few_images_are_learnt(small, name):
+    """Eight images as they are: the loss falls far below that of a model that knows nothing."""
+    own = {"classifier": ("optim.name=adamw", "optim.lr=3e-3", "optim.epochs=40", "classifier.dropout=0"),
+           "maskrcnn": ("optim.lr=2e-2", "optim.epochs=15")}[name]  # fmt: skip
+    still = [f"data.augment.{key}=0" for key in ("translate", "scale", "degrees")]
+    trainer = tasks.build(small("optim.schedule=constant", "log.every=5", *still, *own))
+    start = float(trainer.task.losses(trainer.task.batch(0)).total.detach())
+    trainer.fit()
+    rows = others.rows(trainer.folder, "step")
+    assert sum(row["total"] for row in rows[-4:]) / 4 < 0.7 * start
