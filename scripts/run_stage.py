@@ -57,7 +57,7 @@ def run_stage(request: Request) -> Path:
     else:
         if demo_missing(config):
             call("demo data", "data", "demo", DEMO)
-        resume = ["--resume"] if (folder / "last.pt").exists() and not request.exist_ok else []
+        resume = ["--resume"] if any(folder.glob("*.pt")) and not request.exist_ok else []
         if not resume:
             _stage_before(request, source, config)
         call(name, "train", _shown(source), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides)

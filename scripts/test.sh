@@ -9,5 +9,7 @@ if [ $# -gt 0 ]; then exec "$PY" -m pytest "$@"; fi
 "$PY" -m ruff format --check .
 gpu="not gpu"
 if "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then gpu="gpu or not gpu"; fi
-"$PY" -m pytest -q -m "not slow and ($gpu)"
-exec "$PY" -m pytest -q -m "slow and ($gpu)"
+# a file stays on one process, since its tests share fixtures; each process holds torch, hence not more than four
+processes="$("$PY" -c 'import os; print(min(4, os.cpu_count() or 1))')"
+"$PY" -m pytest -q -n "$processes" --dist loadfile -m "not slow and ($gpu)"
+exec "$PY" -m pytest -q -n "$processes" --dist loadfile -m "slow and ($gpu)"

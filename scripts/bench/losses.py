@@ -6,7 +6,8 @@
 12,800 positives, 33,600 anchors of 20 classes, 1,024 embeddings of 256; CPE also with every row an anchor, triplet
 also with 1,536 rows. Each round times every loss between two products. Times are those of the thread, so other work on
 the machine does not count, though it spoils caches: printed are medians, and the median of each loss over the products
-beside it. Limits are in products, from milliseconds on a machine whose product takes 20. Exit code 1 above a limit.
+beside it. Limits are in products, from milliseconds on a machine whose product takes 20. The last column is what the
+forward keeps for the backward: MB, and for pairwise losses in matrices of N x N float32. Exit code 1 above a limit.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fsdet.engine.allocator import keep_freed_memory
 from fsdet.losses.bce import bce_at
 from fsdet.losses.ciou import ciou_loss
 from fsdet.losses.cpe import cpe_loss
@@ -32,6 +34,8 @@ LIMITS = {"wiou": 1.2, "dfl": 4.0, "supcon": 30.0, "cpe": 35.0, "cpe, all rows":
           "triplet, 1,536": 35.0}  # ms there  # fmt: skip
 SIX = ("wiou", "bce", "dfl", "supcon", "cpe", "triplet")
 TOGETHER = 4.0  # products: what the six may cost
+PAIRWISE = {"supcon": ROWS, "cpe": ROWS, "cpe, all rows": ROWS, "triplet": ROWS, "triplet, 1,536": TRIPLETS}
+MATRICES = 2.5  # of N x N that a pairwise loss may keep beside its rows; a vector or two of N are no matter
 Loss = Callable[[], Tensor]
 
 
@@ -76,6 +80,20 @@ def milliseconds(work: Callable[[], object]) -> float:
     return 1e3 * (time.thread_time() - start)
 
 
+def kept(leaf: Tensor, loss: Loss) -> int:
+    """Bytes that the forward keeps for the backward, the leaf not counted."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = loss().sum()
+    del total
+    return sum(held.values()) - held.get(leaf.untyped_storage().data_ptr(), 0)
+
+
 def measure(rounds: int) -> tuple[float, dict[str, tuple[float, float]]]:
     """Median milliseconds of the product, and of each loss {name: (milliseconds, share of the products beside it)}."""
     generator = torch.Generator().manual_seed(0)
@@ -100,16 +118,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the trainer does
     product, found = measure(parser.parse_args().rounds)
     print(f"1024^3 product {product:.2f} ms")
-    print(f"{'loss':<15}{'ms':>8}{'products':>10}{'limit':>8}{f'ms of {PRODUCT:.0f}':>10}")
-    late = []
+    print(f"{'loss':<15}{'ms':>8}{'products':>10}{'limit':>8}{f'ms of {PRODUCT:.0f}':>10}  {'':<16}{'kept'}")
+    late, jobs = [], cases(torch.Generator().manual_seed(0))
     for name, (value, share) in found.items():
         limit = LIMITS.get(name, 0.0) / PRODUCT
         verdict = "" if not limit else "ok" if share <= limit else "above its limit"
         shown = f"{limit:8.3f}" if limit else f"{'-':>8}"
-        print(f"{name:<15}{value:8.2f}{share:10.3f}{shown}{PRODUCT * share:10.2f}  {verdict}")
-        late += [name] if limit and share > limit else []
+        held, n = kept(*jobs[name]), PAIRWISE.get(name)
+        matrices = (held - 4 * n * WIDTH) / (4 * n * n) if n else 0.0
+        memory = f"{held / 1e6:.1f} MB" + (f", {matrices:.2f} N x N beside the rows" if n else "")
+        print(f"{name:<15}{value:8.2f}{share:10.3f}{shown}{PRODUCT * share:10.2f}  {verdict:<16}{memory}")
+        late += [name] if (limit and share > limit) or matrices > MATRICES else []
     total = sum(found[name][1] for name in SIX)
     print(f"six losses {total:.2f} products (at most {TOGETHER:g}): {'ok' if total <= TOGETHER else 'above'}")
     return int(bool(late) or total > TOGETHER)

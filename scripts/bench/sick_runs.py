@@ -38,7 +38,8 @@ COMMON = ["data.path=shapes/data.yaml", f"data.image_size={SIZE}", "data.support
           "episode.per_epoch=30", "optim.steps=120", "optim.name=sgd", "optim.lr=1e-2",
           "optim.min_lr=1e-3", "optim.clip_norm=15", "optim.warmup_epochs=0.5",
           "optim.ema=0.9", "optim.ema_warmup=10", "loss.bbox=wiou_v3",
-          "loss.weights.supcon=0.1", "log.every=5", "log.debug=true", "eval.every=1"]  # fmt: skip
+          "loss.weights.supcon=0.1", "log.every=5", "log.debug=true", "eval.every=1",
+          "guard.max_rewinds=0"]  # fmt: skip
 WIDE = "neck.11"  # the module whose half-precision output is spoilt
 Inject = Callable[[Trainer], None]
 

@@ -53,11 +53,11 @@ class Augment(Section):
     flip: Share = 0.5  # left-right
     hsv: tuple[Share, Share, Share] = (0.015, 0.7, 0.4)
     blur: Share = 0.01
-    paste: Share = 0.35  # stage 3: share of images that are base images with shots pasted on them
-    whole: Share = 0.4  # stage 3: share that are whole images of shots; what is left are base images
+    paste: Share = 0.6  # stage 3: share of images that are base images with shots pasted on them
+    whole: Share = 0.2  # stage 3: share that are whole images of shots; what is left are base images
     pastes: Count = 3  # at most so many shots on one base image
     outline: Share = 0.5  # share of pasted shots cut along their silhouette, where one is found
-    turn: NonNegative = 45.0  # degrees either way by which silhouettes and whole images of shots turn
+    turn: NonNegative = 15.0  # degrees either way by which silhouettes and whole images of shots turn
 
 
 class Data(Section):
@@ -153,6 +153,8 @@ class Guard(Section):
     max_rejected_in_row: Count = 20
     max_rejected_share: Share = 0.2  # of the last `window` steps
     window: Count = 100
+    max_rewinds: Annotated[int, Field(ge=0)] = 3  # so often a run goes back to a checkpoint before too many end it
+    rewind_lr: Annotated[Float, Field(gt=0, le=1)] = 0.5  # multiplies the LR each time it goes back
     init_scale: Positive = 8192.0  # fp16 only
     growth_interval: Count | None = None  # None: a tenth of the run's steps, 20 at least and 200 at most
     min_scale: Positive = 1.0  # below: alert; abort after max_low_scale steps in a row
@@ -162,6 +164,7 @@ class Guard(Section):
     clip_ratio: Positive = 100.0
     clipped_share: Share = 0.5
     loss_jump: Positive = 2.0
+    saturated_share: Share = 0.05  # of the rows of a clamped loss
     dfl_high: Positive = 5.0  # mean over sides; ln 16 = 2.77 knows nothing
     first_loss: Annotated[Float, Field(gt=1)] = 2.0  # factor between the first loss and its expected value
     validation_drop: Share = 0.5  # of the best validation, lost from one evaluation to the next

@@ -232,6 +232,7 @@ class StepReport:
     """One optimizer step, in host numbers. grad_l2_preclip is unscaled; clip_ratio = preclip / postclip >= 1.
 
     culprit: of a rejected step, in one line. evidence: the same in plain values (engine/forensics.py).
+    saturated: {name: share of the rows that a clamped loss did not learn from}.
     """
 
     outcome: str
@@ -247,6 +248,7 @@ class StepReport:
     culprit: str | None = None
     image_ids: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    saturated: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def committed(self) -> bool:

@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fsdet.data.paste import MARGIN, paste, rectangle, silhouette
-from fsdet.data.transforms import Jitter, Sample
+from fsdet.data.paste import LOOKED_AT, MARGIN, alone, paste, rectangle, silhouette
+from fsdet.data.transforms import GREY, Jitter, Sample
 
 FULL = Jitter(degrees=40.0, scale=0.4, flip=0.5)
 
@@ -98,3 +98,30 @@ def test_a_cutout_larger_than_the_canvas_is_shrunk_into_it(seed):
     )
     x0, y0, x1, y1 = out.boxes[-1]
     assert 0 <= x0 < x1 <= 32 and 0 <= y0 < y1 <= 32
+
+
+@pytest.mark.parametrize("known", [None, frozenset({9})])
+def test_a_shot_alone_greys_what_else_is_labelled_and_keeps_what_the_image_leaves_open(known):
+    sample = bright(80, 120, (30, 20, 70, 50))
+    boxes = np.array([[30, 20, 70, 50], [60, 40, 100, 70]], np.float32)
+    out = alone(Sample(sample.image, boxes, np.array([9, 2]), known), 0)
+    assert out.known == known and out.labels.tolist() == [9] and out.boxes.tolist() == [[30, 20, 70, 50]]
+    assert (out.image[20:50, 30:70] == 255).all(), "the shot is whole"
+    assert (out.image[55:68, 62:98] == GREY).all() and (out.image[:15] == 0).all()
+    assert (sample.image[55:68, 62:98] == 0).all(), "the image in the cache is not touched"
+
+
+@pytest.mark.parametrize("scale", [3, 6])
+def test_the_outline_of_a_large_image_is_found_on_a_small_copy(scale, monkeypatch):
+    """As good as on the image itself, whatever its size; GrabCut never sees more than LOOKED_AT px."""
+    sample, mask = disc()
+    large = cv2.resize(sample.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    truth = cv2.resize(mask.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST).astype(bool)
+    seen, real = [], cv2.grabCut
+    monkeypatch.setattr(cv2, "grabCut", lambda image, *rest: seen.append(image.shape) or real(image, *rest))
+    cut = silhouette(Sample(large, sample.boxes * scale, sample.labels), 0)
+    found = np.zeros_like(truth)
+    left, top = (sample.boxes[0, :2] * scale - cut.box[:2]).astype(int)
+    found[top : top + cut.alpha.shape[0], left : left + cut.alpha.shape[1]] = cut.alpha > 127
+    assert (found & truth).sum() / (found | truth).sum() > 0.95
+    assert max(seen[0][:2]) == LOOKED_AT

@@ -2,7 +2,7 @@
 """A threshold from the support alone: what counts as found, what as wrong, what the rule makes of both, odd shots."""
 
 import math
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 import pytest
@@ -101,27 +101,33 @@ def test_the_upper_end_of_what_is_wrong_is_a_tail_of_its_normal():
 
 
 def test_places_that_show_the_class_unlabelled_move_the_threshold_little():
+    """One in eleven: median and upper quartile of the mixture are the normal's at .5 * 1.1 and .75 * 1.1."""
     wrong = wrong_places(-3.0, 1.2)
     clean, mixed = (propose([0.99], w).threshold for w in (wrong, wrong + [0.999] * 40))
-    assert clean < mixed < 1.5 * clean
+    centre, upper = (NormalDist().inv_cdf(q * 1.1) for q in (0.5, 0.75))
+    expected = -3.0 + 1.2 * (centre + calibration.TAIL * (upper - centre) / 0.6745)
+    assert logit(mixed) == pytest.approx(expected, abs=0.02) and mixed < 1.5 * clean
+    logits = [logit(w) for w in wrong + [0.999] * 40]
+    naive = fmean(logits) + calibration.TAIL * stdev(logits)
+    assert logit(mixed) - logit(clean) < 0.25 * (naive - logit(clean)), "what mean and deviation would make of it"
 
 
-@pytest.mark.parametrize(("centre", "share"), [(-6.0, 0.3), (6.0, 0.4)])
-def test_whatever_is_wrong_sixty_to_seventy_per_cent_of_the_shots_reach_it(centre, share):
+@pytest.mark.parametrize(("centre", "share"), [(-6.0, 0.4), (6.0, 0.52)])
+def test_whatever_is_wrong_half_to_sixty_per_cent_of_the_shots_reach_it(centre, share):
     threshold = propose(EVEN, wrong_places(centre, 0.5), together=EVEN).threshold
     assert threshold == pytest.approx(share, abs=0.01)
     assert sum(p >= threshold - 1e-9 for p in EVEN) / len(EVEN) == pytest.approx(1 - share, abs=0.05)
 
 
 def test_between_the_two_what_is_wrong_decides():
-    assert logit(propose(EVEN, wrong_places(-1.6, 0.7), together=EVEN).threshold) == pytest.approx(-0.55, abs=0.02)
+    assert logit(propose(EVEN, wrong_places(-1.2, 0.7), together=EVEN).threshold) == pytest.approx(-0.15, abs=0.02)
 
 
 def test_a_few_shots_are_drawn_towards_all_classes_and_many_are_not():
-    """0.4-quantiles: own 0.8, all 0.4; five shots weigh 5 / (5 + 15) in logits."""
-    few, many = ([0.8] * n for n in (5, 1500))
+    """0.52-quantiles: own 0.8, all 0.52; five shots weigh 5 / (5 + 50) in logits, 15,000 nearly all."""
+    few, many = ([0.8] * n for n in (5, 15_000))
     wrong = wrong_places(6.0, 0.5)
-    expected = logit(0.4) + 0.25 * (logit(0.8) - logit(0.4))
+    expected = logit(0.52) + 5 / 55 * (logit(0.8) - logit(0.52))
     assert logit(propose(few, wrong, together=EVEN).threshold) == pytest.approx(expected, abs=0.01)
     assert propose(many, wrong, together=EVEN).threshold == pytest.approx(0.8, abs=0.01)
 

@@ -9,7 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,13 +17,14 @@ from torch import Tensor
 
 from engine.toy import ToyBatch, ToyTask, trainer
 from fsdet.config import Guard, Log
+from fsdet.engine import rewind
 from fsdet.engine.runlog import RunLog
 from fsdet.engine.trainer import Trainer
 from fsdet.types import LossReport, StepReport
 
 NAN, INF = math.nan, math.inf
 EVENTS = ("fine", "nan_pixel", "inf_pixel", "nan_loss", "inf_loss", "nan_gradient", "inf_gradient", "norm_overflow",
-          "spike", "overflow_in_half", "huge_activation", "empty", "frozen", "resume")  # fmt: skip
+          "spike", "overflow_in_half", "huge_activation", "empty", "frozen", "resume", "rewind")  # fmt: skip
 FREEZE = {1: [], 2: ["backbone"], 3: []}  # so that epochs of 5 batches freeze and unfreeze
 WARMUP = 2  # steps
 LR = 0.05
@@ -47,13 +48,21 @@ class Sequence:
 
 @dataclass
 class Model:
-    """What must be true after each event; rewinds stays 0 as long as the engine cannot rewind."""
+    """What must be true after each event. rejected, skipped: indices of batches; saves: what was true at each save."""
 
     commits: int = 0
     rewinds: int = 0
     backoffs: int = 0
     growths: int = 0
     tracker: int = 0
+    rejected: set[int] = field(default_factory=set)
+    skipped: set[int] = field(default_factory=set)
+    saves: dict[int, tuple["Model", Mapping[str, Tensor]]] = field(default_factory=dict)
+
+    def saved(self, run: Trainer) -> None:
+        """The run has been saved, or has begun, where it is now."""
+        now = replace(self, rejected=set(self.rejected), skipped=set(self.skipped), saves={})
+        self.saves[run.position.batch] = now, _everything(run)
 
     def unscaled(self, overflow: bool, interval: int) -> None:
         """A step whose gradients were unscaled; the scaler grows after `interval` of them without overflow."""
@@ -81,15 +90,21 @@ def check(sequence: Sequence) -> None:
     """Run a sequence; AssertionError tells the event at which the model and the engine part."""
     with tempfile.TemporaryDirectory() as folder:
         run, model = _start(sequence, Path(folder)), Model()
+        model.saved(run)
         for number, (event, where) in enumerate(sequence.events):
             try:
                 if event == "resume":
                     run = _resumed(run, sequence, Path(folder))
+                    model.saved(run)
+                elif event == "rewind":
+                    model = _rewound(run, model)
                 else:
                     _one(run, sequence, model, event, where)
+                _agrees(run, sequence, model)
             except AssertionError as error:
                 raise AssertionError(f"event {number} ({event}) of {sequence}: {error}") from error
-            _agrees(run, sequence, model)
+            finally:
+                run.log.records.close()  # a rewind opens them again
 
 
 def climb(count: int, seed: int = 0) -> Iterator[tuple[StepReport, str | None]]:
@@ -112,7 +127,7 @@ def climb(count: int, seed: int = 0) -> Iterator[tuple[StepReport, str | None]]:
 
 def _start(sequence: Sequence, folder: Path, resume: bool = False) -> Trainer:
     guard = Guard(init_scale=sequence.scale, growth_interval=sequence.interval, max_rejected_in_row=10**6,
-                  max_rejected_share=1.0, max_low_scale=10**6)  # fmt: skip
+                  max_rejected_share=1.0, max_low_scale=10**6, max_rewinds=10**6)  # fmt: skip
     changes = {"accumulate": sequence.accumulate, "schedule": sequence.schedule, "epochs": 12, "lr": LR,
                "warmup_epochs": WARMUP / math.ceil(5 / sequence.accumulate), "min_lr": 0.0, "clip_norm": 1.0,
                "clip_adaptive": sequence.adaptive, "clip_window": 3}  # fmt: skip
@@ -128,7 +143,7 @@ def _resumed(run: Trainer, sequence: Sequence, folder: Path) -> Trainer:
     before = _everything(run)
     run._save(wait=True)
     fresh = _start(sequence, folder, resume=True)
-    assert fresh.state_dict()["optimizer"].keys() == run.state_dict()["optimizer"].keys()
+    assert fresh.state.take()["optimizer"].keys() == run.state.take()["optimizer"].keys()
     assert _equal(before, _everything(fresh)), "a resume changed the state"
     memories = [(c.proven, c.overflows, c.overflows_low) for c in (fresh.controller, run.controller)]
     assert memories[0] == memories[1], f"the scale's history changed: {memories}"
@@ -137,18 +152,45 @@ def _resumed(run: Trainer, sequence: Sequence, folder: Path) -> Trainer:
     return fresh
 
 
+class _Feed:
+    """Hears where batches go on from."""
+
+    def seek(self, batch: int, skipped: frozenset[int]) -> None:
+        self.at, self.skipped = batch, set(skipped)
+
+
+def _rewound(run: Trainer, model: Model) -> Model:
+    """Back to a save: all that was true there is true again, but for the LR and the batches that are left out."""
+    if not rewind.may_go_back(run.state) or run.saver.good() is None:
+        return model
+    report, feed = StepReport("bad_loss", run.controller.step, NAN, NAN, NAN, 1.0, {}, NAN, {}, {}), _Feed()
+    reached = run.position.batch
+    run._rewind("drawn", report, feed)
+    entry = run.position.rewinds[-1]
+    old, tensors = model.saves[entry["to_batch"]]
+    assert _equal(tensors, _everything(run)), "a rewind is not where it was saved"
+    assert entry["skipped"] == sorted(i for i in model.rejected if entry["to_batch"] <= i < reached)
+    skipped = model.skipped | set(entry["skipped"])
+    assert (feed.at, feed.skipped) == (run.position.batch, skipped)
+    run.task.objective.committed = old.commits
+    back = replace(old, rewinds=model.rewinds + 1, rejected=set(old.rejected), skipped=skipped)
+    back.saves = {batch: save for batch, save in model.saves.items() if batch <= entry["to_batch"]}
+    back.saved(run)
+    return back
+
+
 def _one(run: Trainer, sequence: Sequence, model: Model, event: str, where: int) -> None:
     run.freezer.apply(run.epoch)
     epoch, before, plan = run.epoch, _everything(run), _lr(run, sequence, model)
     kept = [p.clone() for p in run.task.model.backbone.parameters()]
-    first = run.position.batch
-    left = 5 - first % 5
-    where = first + where % min(sequence.accumulate, left)
+    ahead = [i for i in range(run.position.batch, 5 * epoch) if i not in model.skipped][: sequence.accumulate]
+    where = ahead[where % len(ahead)]
     with _struck(run, event, where):
-        window = run._window(iter(map(run.task.batch, range(first, first + 3))))
+        window = run._window(map(run.task.batch, [*ahead, None]))
         report = run._step(window)
-    assert len(window) == min(sequence.accumulate, left), "a remainder ends with its epoch"
+    assert [batch.index for batch in window] == ahead, "a remainder ends with its epoch"
     run._after(report, window, {})
+    model.rejected |= set() if report.committed or report.outcome == "amp_backoff" else set(ahead)
     _outcome(report, event, sequence.precision)
     rates = {g["group"]: g["lr"] for g in run.optimizer.param_groups}
     assert all(math.isclose(lr, plan, rel_tol=1e-12) for lr in rates.values()) and rates == report.lr

@@ -4,6 +4,8 @@
 import hashlib
 import json
 import os
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,8 @@ def test_non_finite_weights_are_never_written_and_refused_when_found(tmp_path, c
     writer.save(state(1), wait=True)
     with pytest.raises(RunFailed, match=r"model\.w"):
         writer.save(state(2, float("nan")), wait=True)
+    with pytest.raises(RunFailed, match=r"objective\.mean"):
+        writer.save(state(2, objective={"mean": torch.tensor(float("inf"))}), wait=True)
     assert load(tmp_path / "last.pt")["step"] == 1
     torch.save(state(3, float("inf")), tmp_path / "poisoned.pt")
     with pytest.raises(CheckpointError, match=r"NaN or inf in model\.w"):
@@ -160,7 +164,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moment", range(1, 6))
 def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkeypatch, moment):
-    """Five renames in a save: manifest, step file, last, best, manifest."""
+    """Five renames in a save: manifest, best, step file, last, manifest."""
     writer, rename, calls = Writer(tmp_path), os.replace, iter(range(1, 6))
     writer.save(state(1), best=True, wait=True)
 
@@ -173,7 +177,7 @@ def test_a_kill_before_any_rename_leaves_a_folder_that_verifies(tmp_path, monkey
         patch.setattr(os, "replace", dying)
         writer._write(snapshot(state(2, 2.0)), True)
     steps = {path.name: load(path)["step"] for path in tmp_path.glob("*.pt")}
-    assert (steps["last.pt"], steps["best.pt"]) == (1 + (moment > 3), 1 + (moment > 4)) and steps[
+    assert (steps["last.pt"], steps["best.pt"]) == (1 + (moment > 4), 1 + (moment > 2)) and steps[
         "step_00000001.pt"
     ] == 1
     assert newest(tmp_path)[1]["step"] == steps["last.pt"]
@@ -186,3 +190,61 @@ def test_generators_are_restored():
     first = torch.rand(3)
     checkpoint.restore_random_state(kept)
     assert torch.equal(torch.rand(3), first)
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path, caplog):
+    """The kernel's own limit, with a write that stops in the middle."""
+    writer = Writer(tmp_path)
+    writer.save(state(1), wait=True)
+    big = state(2) | {"model": {"w": torch.zeros(100_000)}}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for _ in range(3):
+            writer.save(big)
+            writer.join()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caplog.text.count("not saved") == 1 and "File too large" in caplog.text, "one warning, however often"
+    assert newest(tmp_path)[1]["step"] == 1 and not list(tmp_path.glob(".*")) and writer.failures == 3
+    writer.save(big, wait=True)
+    assert newest(tmp_path)[1]["step"] == 2 and "step 2 saved, after 3 that were not" in caplog.text
+
+
+def test_a_folder_that_vanished_is_made_again_and_told(tmp_path, caplog):
+    writer = Writer(tmp_path / "r")
+    writer.save(state(1), wait=True)
+    shutil.rmtree(tmp_path / "r")
+    writer.save(state(2), best=True, wait=True)
+    assert "is gone; it is made again" in caplog.text and newest(tmp_path / "r")[1]["step"] == 2
+    writer.save(state(3), wait=True)
+    assert caplog.text.count("is gone") == 1 and len(list((tmp_path / "r").glob("step_*"))) == 2
+
+
+def test_files_of_a_way_that_was_left_do_not_push_out_new_ones(tmp_path):
+    """Resumed from step 1 because later ones were damaged: those would be the newest of the ring by their names."""
+    writer = Writer(tmp_path, keep=2)
+    for step in (1, 8, 9):
+        writer.save(state(step), wait=True)
+    (tmp_path / "step_00000007.pt").write_bytes(b"no manifest knows it")
+    writer.save(state(2), wait=True)
+    writer.save(state(3), wait=True)
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000002.pt", "step_00000003.pt"]
+    assert set(json.loads((tmp_path / "manifest.json").read_text())["files"]) == {p.name for p in tmp_path.glob("*.pt")}
+
+
+def test_a_run_is_finished_when_its_last_save_is(tmp_path, monkeypatch):
+    writer, rename, calls = Writer(tmp_path), os.replace, iter(range(1, 9))
+    writer.save(state(1), wait=True)
+
+    def dying(source, target):
+        if next(calls) == 4:  # manifest, step file, last.pt are there
+            raise Killed
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", dying)
+        writer._write(snapshot(state(2, finished=True)), False)
+    assert load(tmp_path / "last.pt")["finished"] and not is_finished(tmp_path)
+    writer.save(state(2, finished=True), wait=True)
+    assert is_finished(tmp_path)

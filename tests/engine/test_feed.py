@@ -85,3 +85,17 @@ def test_workers_that_keep_dying_end_the_run_with_the_index(monkeypatch):
     with pytest.raises(RunFailed, match=r"at batch [01].*data\.workers=0"):
         list(Feed(ToyTask(tamper=tamper), 0, 3, 1))
     gc.collect()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_it_can_be_sent_elsewhere_and_skipped_batches_are_not_even_made(workers):
+    def tamper(batch):
+        assert batch.index not in (3, 8, 9), "made"
+        return batch
+
+    task = ToyTask(tamper=tamper)
+    source = Feed(task, 1, 10, workers)
+    batches = iter(source)
+    assert [next(batches).index for _ in range(2)] == [1, 2]
+    source.seek(2, {3, 8, 9})
+    assert [b.index for b in batches] == [2, 4, 5, 6, 7], "and it ends although the last ones are skipped"

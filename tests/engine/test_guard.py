@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -34,11 +35,18 @@ def names(guard: StepGuard, *reports: StepReport, warm=True) -> list[str]:
         (report("amp_backoff", scale=0.5), ["loss_scale"]),
         (report(dfl=5.1), ["dfl_high"]),
         (report(dfl=4.9, cpe=0.0), ["cpe_zero"]),
+        (replace(report(), saturated={"dfl": 0.06, "cpe": 0.04}), ["saturated"]),
+        (replace(report(), saturated={"dfl": 0.05}), []),
         (report("bad_loss", norm=math.nan, total=math.nan), []),
     ],
 )
 def test_a_step_raises_its_red_flags(tmp_path, seen, flags):
     assert names(StepGuard(Guard(), tmp_path), seen) == flags
+
+
+def test_the_flag_of_saturated_rows_names_the_losses_and_their_share(tmp_path):
+    [flag] = StepGuard(Guard(), tmp_path).see(replace(report(), saturated={"dfl": 0.25, "cpe": 0.0}), warm=False)
+    assert "dfl 25%" in flag.message and "cpe" not in flag.message
 
 
 def test_dfl_and_cpe_are_not_judged_during_warm_up(tmp_path):
@@ -112,6 +120,21 @@ def test_a_loss_scale_that_stays_low_ends_the_run(tmp_path):
     assert guard.verdict() is None
     names(guard, report("amp_backoff", scale=0.25))
     assert "loss scale stayed below 1" in guard.verdict()
+
+
+def test_going_back_helps_against_data_and_weights_only(tmp_path):
+    guard = StepGuard(Guard(max_low_scale=3, max_rejected_in_row=2), tmp_path)
+    names(guard, *[report("bad_loss")] * 2)
+    assert guard.verdict() and guard.curable
+    names(guard, report("no_grad"))
+    assert guard.verdict() and not guard.curable
+    names(guard, report(), *[report("amp_backoff", scale=0.5)] * 3)
+    assert guard.verdict() and not guard.curable
+    totals = dict(guard.totals)
+    guard.pardon()
+    assert guard.verdict() is None and guard.totals == totals
+    names(guard, report("bad_grad"))
+    assert guard.verdict() is None, "it begins to count anew"
 
 
 def test_incidents_are_bounded_and_a_full_disk_is_a_warning(tmp_path, caplog):

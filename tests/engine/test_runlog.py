@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,6 +169,16 @@ def test_the_keys_of_a_step_are_the_ones_people_look_for():
     values = step_values(report(norm=20.0, ratio=2.0, dfl=2.7), 1, {"committed": 1})
     assert WANDB_KEYS <= values.keys()
     assert (values["train_step/grad_norm"], values["train_step/grad_l2_postclip"]) == (20.0, 10.0)
+
+
+def test_the_share_of_saturated_rows_is_logged_where_a_loss_has_a_clamp(tmp_path):
+    clamped = replace(report(dfl=2.7), saturated={"dfl": 0.25})
+    assert step_values(clamped, 1, {"committed": 1})["train_step/saturated/dfl"] == 0.25
+    with RunLog(tmp_path, Log(), {}) as log:
+        for one in (clamped, report(dfl=2.7)):
+            log.step(one, 1, 1, 10.0, {"committed": 1})
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["saturated"] == {"dfl": 0.25} and "saturated" not in second
 
 
 def test_rows_after_the_position_of_a_resume_are_cut_with_a_half_written_one(tmp_path):

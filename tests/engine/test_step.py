@@ -354,6 +354,22 @@ def test_a_committed_step_asks_the_device_once(monkeypatch, precision, count, cl
     assert len(syncs.seen) == 3
 
 
+def test_the_share_of_saturated_rows_is_told_over_all_micro_batches():
+    """Their mean, weighed like the losses by the micro-batches' normalisers: 1 and 3 here."""
+    task, (one, two) = ToyTask(), (1.0, 3.0)
+
+    def clamped(batch, report):
+        first = batch.index == 0
+        return replace(report, saturated={"dfl": torch.tensor(0.5 if first else 0.1), "cpe": torch.tensor(0.0)},
+                       normaliser=torch.tensor(one if first else two))  # fmt: skip
+
+    task.spoil = clamped
+    report = controller(task).run([task.batch(0), task.batch(1)], lr_factor=1.0, clip_norm=10.0)
+    assert report.saturated == pytest.approx({"dfl": (0.5 * one + 0.1 * two) / (one + two), "cpe": 0.0})
+    task.spoil = None
+    assert step(controller(task)).saturated == {} != step(controller(task)).raw
+
+
 def test_a_running_variance_that_overflows_on_finite_losses_is_rejected_and_named():
     """Activations of 1e25 are finite and normalised away; their square is not, and evaluation would be dead."""
     task = ToyTask()

@@ -122,4 +122,4 @@ def trainer(task: ToyTask, folder: Path, *, changes: Mapping[str, Any] | None = 
     """A Trainer on the CPU with small defaults."""
     return Trainer(task, run=Run(device="cpu", precision=precision, threads=1), optim=optim(**(changes or {})),
                    guard=guard or Guard(), save=save or Save(), log=log or Log(every=1), workers=workers,
-                   eval_every=eval_every, resolved={"task": "toy"}, folder=folder, **more)  # fmt: skip
+                   eval_every=eval_every, folder=folder, **{"resolved": {"task": "toy"}, **more})  # fmt: skip

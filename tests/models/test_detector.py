@@ -12,6 +12,7 @@ from fsdet.errors import CheckpointError
 from fsdet.models.build import build_model, model_sha256, model_spec
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import unit
+from fsdet.models.initialise import mean_exponential
 from fsdet.models.prototypes import class_prototypes, pool_instances
 from fsdet.objective import MultiLoss
 from fsdet.types import Episode, Targets
@@ -154,3 +155,12 @@ def test_temperature_is_stored_as_its_log_and_capped_at_100():
     with torch.no_grad():
         head.log_scale.fill_(20.0)
     assert head.scale().item() == pytest.approx(100.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("dims", [2, 16, 64, 256])
+def test_the_mean_of_an_exponential_of_a_random_cosine(dims):
+    """By quadrature of the density (1 - t^2)^((D - 3) / 2) of a cosine in D dimensions, at t = cos a."""
+    angle = (torch.arange(200_000, dtype=torch.float64) + 0.5) * math.pi / 200_000
+    density = angle.sin() ** (dims - 2)
+    exact = ((10 * angle.cos()).exp() * density).sum() / density.sum()
+    assert mean_exponential(10.0, dims) == pytest.approx(exact.item(), rel=1e-6)

@@ -130,7 +130,9 @@ def test_confusion_prints_shares_of_each_true_class(tmp_path, figures):
     assert inked(plot_confusion(matrix, ["king", "queen"], tmp_path / "confusion.png")) > 0.01
     texts = {t.get_position(): t.get_text() for t in figures[0].axes[0].texts}
     assert texts == {(0, 0): "0.75", (2, 0): "1.00", (0, 1): "0.25"}  # (true, predicted)
-    plot_confusion(matrix, ["king", "queen"], tmp_path / "counts.png", normalise=False)
+    plot_confusion(matrix, ["king", "queen"], tmp_path / "counts.png", normalise=False, of="5 shots")
+    assert [f.axes[0].get_title() for f in figures[:2]] == ["confusion matrix, share of each true class",
+                                                            "confusion matrix, counts, 5 shots"]  # fmt: skip
     assert sorted(t.get_text() for t in figures[1].axes[0].texts) == ["1", "1", "3"]
     with pytest.raises(ShapeError):
         plot_confusion(matrix, ["king"], tmp_path / "x.png")

@@ -31,6 +31,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path / "support"
 
 
+@pytest.mark.slow
 def test_new_classes_become_columns_and_running_statistics_stay(best, folder, caplog):
     caplog.set_level("INFO", logger="fsdet")
     done = adapt(best, folder, folder.parent / "out", steps=2, device="cpu", overrides=QUICK)
@@ -73,6 +74,7 @@ def test_without_base_images_it_refuses_to_forget(small_demo, folder):
         with_support(known, known.base, folder)
 
 
+@pytest.mark.slow
 def test_the_command_keeps_bank_and_checkpoint_and_overwrites_neither(best, folder, capsys):
     argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--adapt", "--steps", "1"]
     assert main([*argv, "--device", "cpu"]) == 0

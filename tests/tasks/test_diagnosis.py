@@ -167,3 +167,15 @@ def test_a_break_in_epoch_1_is_the_rate_when_something_grew_and_else_only_most_l
 def test_a_configuration_of_another_version_is_a_remark(written):
     result = diagnose(read_history(written([row(1)], "optim: {lrr: 3}\n")))
     assert result.findings == () and "does not fit this version" in result.remarks[0]
+
+
+def test_a_rewind_is_told_although_the_steps_that_led_to_it_were_taken_back(tmp_path):
+    rows = [json.loads(line) for line in (CORPUS / "healthy/metrics.jsonl").read_text().splitlines()]
+    entry = {"kind": "rewind", "number": 1, "step": 30, "epoch": 2, "batch": 30, "from_step": 42, "to_step": 30,
+             "skipped": [42, 43], "lr_factor": 0.5, "reason": "20 steps in a row were rejected"}  # fmt: skip
+    shutil.copy(CORPUS / "healthy/config.yaml", tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, entry]))
+    told = diagnose(read_history(tmp_path))
+    assert told.findings == () and told.remarks[0] == (
+        "rewind 1: from step 42 back to step 30, 2 batches skipped, LR x 0.5: 20 steps in a row were rejected"
+    )

@@ -75,6 +75,7 @@ def test_negatives_are_no_object_and_the_likest_first(drawn):
     assert (iou_matrix(everywhere, dense.boxes[0])[0][index] < 0.2).all(), "nothing near the class's other objects"
 
 
+@pytest.mark.slow
 def test_several_scorings_at_once_are_each_alone(best, small_demo):
     shared = {"data": str(small_demo), "shots": [1], "seeds": 1, "setting": "gfsod", "metric": "coco", "split": "test",
               "device": "cpu"}  # fmt: skip
@@ -83,6 +84,10 @@ def test_several_scorings_at_once_are_each_alone(best, small_demo):
     for one, two in zip(both, alone, strict=True):
         assert str({**one, "ms_per_image": 0}) == str({**two, "ms_per_image": 0})
     assert "scoring" not in both[0] and both[1]["scoring"] == {"background": "subtract"}
+    trained, study = load_trained(best), protocol.Study(load(small_demo), "test", (1,), (0,), "gfsod", "coco")
+    one, two = (found[1, 0] for _, _, found in protocol.evaluations(trained, study, None, (DEFAULT, SUBTRACT)))
+    novel = [[d.scores[d.labels >= 80].sort().values for d in detections] for detections in (one, two)]
+    assert any(len(a) != len(b) or (a - b).abs().max() > 1e-4 for a, b in zip(*novel, strict=True)), "two scorings"
     assert both[0]["novel"] == list(load(small_demo).novel)
 
 
@@ -137,6 +142,7 @@ def test_stage_3_is_stamped_with_the_draw_it_was_trained_on(tuned, small_demo):
     assert results["draws"] == {"2": {"unit": "image", "sha256": {"7": "e" * 64}}}
 
 
+@pytest.mark.slow
 def test_results_say_what_they_were_measured_on_and_which_shots_were_used(best, small_demo):
     found = protocol.evaluate_checkpoint(best, data=str(small_demo), shots=[1, 2], seeds=2)
     data, stamp = load(small_demo), found["data"]
@@ -187,6 +193,7 @@ def test_false_positives_are_asked_of_the_classes_that_were_looked_for(best, sma
     assert np.isnan(judge.false_positives([one], [], 0.5))
 
 
+@pytest.mark.slow
 def test_a_shot_file_is_registered_as_its_one_draw(best, small_demo, tmp_path, tuned):
     data, shared = load(small_demo), {"data": str(small_demo), "split": "test"}
     file, other_file = ShotFile.draw(data, [1, 2], 5), tmp_path / "other.json"

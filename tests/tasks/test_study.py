@@ -85,6 +85,7 @@ def registering(written, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_more_draws_or_shots_are_made_and_fewer_are_taken_from_what_is_there(registering, written):
     two, _ = registering(shots=[1], seeds=2)
     cell = written.parent / "out/registration/training0/results.json"
@@ -126,6 +127,7 @@ def test_trainings_merge_with_their_draws_hashes_and_uneven_k():
         study.merge([one("a", [0], 1), {**one("b", [0], 1), "images": 9}])
 
 
+@pytest.mark.slow
 def test_scorings_of_one_checkpoint_are_made_together_and_named(written, best, monkeypatch):
     plan = json.loads(written.read_text())
     one = {"checkpoints": [str(best)]}
@@ -134,11 +136,23 @@ def test_scorings_of_one_checkpoint_are_made_together_and_named(written, best, m
     written.write_text(json.dumps(plan))
     calls = []
     real = study.evaluate_scorings
-    monkeypatch.setattr(study, "evaluate_scorings", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
+    tag = {None: 0.1, "best": 0.2, "subtract": 0.3}  # a detector of two steps finds nothing under any scoring
+
+    def tagged(checkpoint, scorings, **shared):
+        calls.append(scorings)
+        found = real(checkpoint, scorings, **shared)
+        for results in found:
+            value = tag[next(iter(results.get("scoring", {}).values()), None)]
+            results["shots"]["1"]["nAP50"] |= {"mean": value, "values": [value, value]}
+        return found
+
+    monkeypatch.setattr(study, "evaluate_scorings", tagged)
     text = study.run(written, "cpu")
     assert [len(scorings) for scorings in calls] == [3] and "reduce best" in text and "background subtract" in text
     merged = {name: summary.read_results(written.parent / f"out/{name}.json") for name in plan["methods"]}
     assert merged["plain"]["shots"] == merged["again"]["shots"]
+    means = {name: merged[name]["shots"]["1"]["nAP50"]["mean"] for name in merged}
+    assert means == pytest.approx({"plain": 0.1, "best": 0.2, "again": 0.1, "negatives": 0.3}), "each from its own"
     assert "scoring" not in merged["plain"] and merged["best"]["scoring"] == {"reduce": "best"}
     assert len(merged["plain"]["shots"]["2"]["at_threshold"]["recall"]["values"]) == 2
     assert len(merged["plain"]["per_class"]["2"][merged["plain"]["novel"][0]]["values"]) == 2
@@ -168,6 +182,7 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
     assert f"{path}:8: method 'c': scoring: expected one of reduce" in str(told.value)
 
 
+@pytest.mark.slow
 def test_results_of_two_settings_are_not_merged(best, small_demo):
     rows = [protocol.evaluate_checkpoint(best, shots=[1], seeds=1, setting=s) for s in ("gfsod", "fsod")]
     with pytest.raises(ConfigError, match="results of one setting"):

@@ -104,11 +104,20 @@ def test_each_class_is_shown_from_its_own_threshold_up_and_one_number_overrides_
 
 
 def test_a_shot_of_something_else_is_named(best, place, caplog, monkeypatch):
-    """By its file: which row is an outlier is tests/detect/test_calibration.py's to show."""
-    monkeypatch.setattr("fsdet.detect.predictor.outliers", lambda rows: [(1, 0.1, 0.9)] if len(rows) == 2 else [])
+    """Three views of one thing and one of another, embedded by colour: two steps of training tell nothing apart."""
+
+    def by_colour(model, instances, size):
+        colours = [torch.from_numpy(sample.image.mean((0, 1))).float() - 60 for sample, _ in instances]
+        return torch.nn.functional.pad(torch.nn.functional.normalize(torch.stack(colours)), (0, 13))
+
+    monkeypatch.setattr("fsdet.detect.predictor.embed_instances", by_colour)
+    with Image.open("support/mug/1.png") as one:
+        for name, size in (("2", (240, 160)), ("4", (360, 240))):
+            one.resize(size).save(f"support/mug/{name}.png")
+    Image.new("RGB", (120, 80), (250, 20, 20)).save("support/mug/3.png")
     assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]) == 0
     [told] = [r.message for r in caplog.records if "unlike the other" in r.message]
-    assert told.startswith("'mug': ") and "mug/2.png is unlike the other 1 shots" in told
+    assert told.startswith("'mug': ") and "mug/3.png is unlike the other 3 shots" in told
 
 
 def test_negatives_of_a_shot_lie_beside_it_and_are_kept_with_it(best, place):

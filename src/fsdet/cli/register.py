@@ -2,7 +2,7 @@
 """Examples: fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank
 fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank --adapt
 A support folder has one folder a class: support/<class>/*.jpg, the image being the object, or with a box file.
-With --adapt the detector also trains on these images for a minute or two, beside images of the base classes: better at
+With --adapt the detector also trains on these images for some minutes, beside images of the base classes: better at
 finding, and kept as a run folder beside the bank."""
 
 import argparse

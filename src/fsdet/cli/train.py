@@ -73,7 +73,8 @@ def newest_unfinished(root: Path) -> Path:
     """
     from fsdet.engine.checkpoint import is_finished
 
-    runs = [path.parent for path in root.glob("*/last.pt") if not is_finished(path.parent)]
+    saved = {path.parent: path for path in (*root.glob("*/step_*.pt"), *root.glob("*/last.pt"))}
+    runs = [folder for folder in saved if not is_finished(folder)]
     if not runs:
         raise UserError(explain("an unfinished run to resume", "none", str(root), typed("fsdet train CONFIG")))
-    return max(runs, key=lambda folder: (folder / "last.pt").stat().st_mtime)
+    return max(runs, key=lambda folder: saved[folder].stat().st_mtime)

@@ -17,8 +17,8 @@ from fsdet.models.heads import Dense
 
 USUAL = 0.25  # a class without a proposal, and the model's own classes
 TAIL = 1.5  # standard deviations above the median of what is wrong
-LEAST_RECALL, MOST_RECALL = 0.6, 0.7  # of shots, as the others find them
-PRIOR_SHOTS = 15  # a class with so many shots counts as much as all classes together
+LEAST_RECALL, MOST_RECALL = 0.48, 0.6  # of shots, as the others find them
+PRIOR_SHOTS = 50  # a class with so many shots counts as much as all classes together
 FEW = 8  # images without a class, below which they decide nothing
 LEAST = 0.05  # no threshold is lower
 TINY = 1e-3  # scores have logits from here to 1 - here, so that one shot that is not found at all is no outlier
@@ -132,7 +132,7 @@ def _share_inside(boxes: Tensor, outer: Tensor) -> Tensor:
 
 def propose(positives: Sequence[float], negatives: Sequence[float], *, together: Sequence[float] | None = None,
             spread: float | None = None) -> Proposal:  # fmt: skip
-    """The upper end of a class's wrong scores, but between what 70 and what 60 per cent of shots score for the others.
+    """The upper end of a class's wrong scores, but between what 60 and what 48 per cent of shots score for the others.
 
     The upper end is TAIL standard deviations above the median of logits; the deviation is the distance to the upper
     quartile over .6745, so that a quarter of the images may show the class unlabelled (robust as in Rousseeuw & Croux

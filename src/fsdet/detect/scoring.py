@@ -26,7 +26,7 @@ class Scoring:
     background: rows of the support images that are not the object, as `sigmoid(s (cos - largest background cos))`
     (subtract), or as further columns of the class's own softmax (compete, which needs `compete`).
     objectness: sqrt(objectness * score); the head has no objectness channel, so it is the standard branch's largest
-    sigmoid. calibration: a in a * score + (1 - a) * cosine, for scores above .05; Qiao et al. 2021 (DeFRCN), eq. 5.
+    sigmoid. calibration: a in a * score + (1 - a) * cosine, for scores above .05; as Qiao et al. 2021 (DeFRCN).
     """
 
     reduce: str = "mean"

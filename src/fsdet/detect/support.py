@@ -87,7 +87,7 @@ def negative_rows(dense: Dense, own: Tensor, others: Tensor, like: Tensor) -> Te
     """What a shot's image shows that is not the object and looks most like it: [m <= 2 NEGATIVES, D] unit rows.
 
     NEGATIVES of the background (boxes with IoU < .2) and as many hard ones (loose boxes of the object, IoU .2 to .5),
-    each from another place. Zhang et al. 2022 (Kernelized few-shot detection) and others keep such prototypes.
+    each from another place.
 
     Args:
         dense: of the one image. own: [4] px, the shot. others: [n, 4] px, the class's other objects in the image, near

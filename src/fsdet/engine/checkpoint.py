@@ -12,12 +12,12 @@ import logging
 import pickle
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsdet.errors import CheckpointError, RunFailed, explain
 from fsdet.files import write_durably
@@ -25,6 +25,7 @@ from fsdet.files import write_durably
 log = logging.getLogger("fsdet")
 FORMAT = 1
 REQUIRED = ("model", "ema", "optimizer", "step")
+FINITE = (*REQUIRED, "objective")  # what must hold no NaN and no inf
 MANIFEST = "manifest.json"
 
 
@@ -107,7 +108,7 @@ def _check_content(path: Path, state: Any) -> None:
                 "read it with the newer fsdet that wrote it",
             )
         )
-    if where := first_non_finite({k: state[k] for k in REQUIRED}):
+    if where := first_non_finite({k: state[k] for k in FINITE if k in state}):
         raise CheckpointError(
             explain("finite tensors", f"NaN or inf in {where}", str(path), "use an earlier checkpoint of the run")
         )
@@ -148,56 +149,28 @@ def candidates(folder: Path) -> list[Path]:
     return [p for p in (folder / "last.pt", *ring, folder / "best.pt") if p.exists()]
 
 
+def intact(folder: Path, problems: list[str] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The intact checkpoints of a run folder, newest first; damaged ones are named in the log and in `problems`."""
+    for path in candidates(folder):
+        try:
+            yield path, load(path)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            if problems is not None:
+                problems.append(path.name)
+
+
 def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest intact checkpoint of a run folder; damaged ones are named in the log and passed over.
 
     Raises:
         CheckpointError: there is none.
     """
-    problems = []
-    for path in candidates(folder):
-        try:
-            return path, load(path)
-        except CheckpointError as error:
-            log.warning("%s", error)
-            problems.append(path.name)
+    problems: list[str] = []
+    for found in intact(folder, problems):
+        return found
     got = f"only damaged ones ({', '.join(problems)})" if problems else "none"
     raise CheckpointError(explain("an intact checkpoint", got, str(folder), "start the run afresh in another folder"))
-
-
-def check_fits(
-    path: Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
-) -> None:
-    """Refuse to resume into another architecture, optimizer or precision.
-
-    Raises:
-        CheckpointError: with the first differences by name.
-    """
-    own, theirs = model.state_dict(), state["model"]
-    odd = [k for k in (*own, *theirs) if k not in own or k not in theirs or own[k].shape != theirs[k].shape]
-    if odd:
-        names = ", ".join(dict.fromkeys(odd[:4]))
-        raise CheckpointError(
-            explain(
-                "the architecture of this config",
-                f"{len(odd)} tensors that differ ({names})",
-                str(path),
-                "resume with the run's own config, or use stage.init_from",
-            )
-        )
-    sizes = [
-        [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["optimizer"]["param_groups"])
-    ]
-    if sizes[0] != sizes[1] or state.get("precision", precision) != precision:
-        got = f"groups of {sizes[1]} parameters in {state.get('precision')}"
-        raise CheckpointError(
-            explain(
-                f"an optimizer with groups of {sizes[0]} parameters in {precision}",
-                got,
-                str(path),
-                "resume with the run's own config",
-            )
-        )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -212,13 +185,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 class Writer:
     """Saves states of one run folder: a ring of `keep` step files, last.pt, best.pt, the manifest.
 
-    `save` returns when the snapshot is taken. A failed background save is one warning and the next one retries;
-    with `wait=True` it raises RunFailed.
+    `save` returns when the snapshot is taken. A background save that fails is a warning, the first of a row only, and
+    the next one retries; with `wait=True` it raises RunFailed. failures: in a row. written: step of the last success.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
         self.failures = 0
+        self.written: int | None = None
         self._thread: threading.Thread | None = None
         self._error: str | None = None
 
@@ -240,16 +214,22 @@ class Writer:
             self._thread = None
 
     def _write(self, state: dict[str, Any], best: bool) -> None:
+        if self.written is not None and not self.folder.is_dir():
+            log.warning("the run folder %s is gone; it is made again, with what is saved from now on", self.folder)
         try:
             self._write_files(state, best)
         except (OSError, RuntimeError) as error:  # disk full surfaces as either
             self._error, self.failures = str(error), self.failures + 1
-            log.warning("checkpoint of step %s not saved (%s); the files before it are intact", state["step"], error)
+            if self.failures == 1:
+                told = "checkpoint of step %s not saved (%s); the files before it are intact, and it is tried again"
+                log.warning(told, state["step"], error)
         else:
-            self._error = None
+            if self.failures:
+                log.warning("checkpoint of step %s saved, after %d that were not", state["step"], self.failures)
+            self._error, self.failures, self.written = None, 0, state["step"]
 
     def _write_files(self, state: dict[str, Any], best: bool) -> None:
-        if where := first_non_finite({k: state[k] for k in REQUIRED}):
+        if where := first_non_finite({k: state[k] for k in FINITE if k in state}):
             raise RuntimeError(f"NaN or inf in {where}; such a state is never written")
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -261,22 +241,26 @@ class Writer:
             "step": state["step"],
             "batch": state.get("batch", 0),
         }
-        names = [f"step_{state['step']:08d}.pt", "last.pt", *(["best.pt"] if best else [])]
-        self._write_manifest(files | {n: entry | _replaces(files.get(n)) for n in names}, state)
+        # best.pt first: whoever goes on from last.pt takes for granted that the best one so far is there
+        names = [*(["best.pt"] if best else []), f"step_{state['step']:08d}.pt", "last.pt"]
+        self._write_manifest(files | {n: entry | _replaces(files.get(n)) for n in names}, finished=False)
         for name in names:
             write_durably(self.folder / name, data)
         files |= dict.fromkeys(names, entry)
-        old = self._ring(files)
-        self._write_manifest({n: e for n, e in files.items() if n not in old}, state)
+        old = self._dropped({*files, *(path.name for path in candidates(self.folder))}, state["step"])
+        finished = bool(state.get("finished", False))  # not before all of it is on the disk
+        self._write_manifest({n: e for n, e in files.items() if n not in old}, finished)
         for name in old:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _ring(self, files: Mapping[str, Any]) -> Sequence[str]:
-        """Step files beyond the newest `keep`."""
-        return sorted(n for n in files if n.startswith("step_"))[: -self.keep]
+    def _dropped(self, names: Iterable[str], step: int) -> list[str]:
+        """Step files beyond the newest `keep`, and those of later steps: from a way that a rewind or resume left."""
+        steps = {name: int(digits[1]) for name in names if (digits := re.fullmatch(r"step_(\d+)\.pt", name))}
+        left = sorted(name for name, at in steps.items() if at <= step)
+        return [*left[: -self.keep], *(name for name, at in steps.items() if at > step)]
 
-    def _write_manifest(self, files: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        content = {"format": FORMAT, "finished": bool(state.get("finished", False)), "files": files}
+    def _write_manifest(self, files: Mapping[str, Any], finished: bool) -> None:
+        content = {"format": FORMAT, "finished": finished, "files": files}
         write_durably(self.folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 

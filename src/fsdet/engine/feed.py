@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -64,15 +64,18 @@ class _Batches(Dataset):
 
 
 class _Positions(Sampler):
-    def __init__(self, start: int, stop: int | None) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, start: int, stop: int | None, skipped: Set[int] = frozenset()) -> None:
+        self.start, self.stop, self.skipped = start, stop, skipped
 
     def __iter__(self) -> Iterator[int]:
-        return iter(itertools.count(self.start) if self.stop is None else range(self.start, self.stop))
+        indices = itertools.count(self.start) if self.stop is None else range(self.start, self.stop)
+        return (index for index in indices if index not in self.skipped)
 
 
 class Feed:
     """Iterate batches `start`, start + 1, ... up to `stop` (None: without end); `close` ends the workers.
+
+    `skipped` ones are not even made. `seek` goes on elsewhere, in the iteration that is under way.
 
     workers: loader processes of one thread each, at most one a CPU; 0 makes batches in this process. A pool that dies
     or hangs is started again at the same position, at most RESTARTS times in a row.
@@ -80,11 +83,12 @@ class Feed:
 
     def __init__(self, task: Task, start: int, stop: int | None, workers: int, pin: bool = False) -> None:
         self.task, self.next, self.stop, self.workers, self.pin = task, start, stop, _at_most_cpus(workers), pin
+        self.skipped: Set[int] = frozenset()
         self._rows: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         failures = 0
-        while self.stop is None or self.next < self.stop:
+        while self._is_more():
             try:
                 batch = self._take()
             except (RuntimeError, OSError, EOFError) as error:  # what a killed or hung worker looks like from here
@@ -100,6 +104,17 @@ class Feed:
             failures = 0
             self.next += 1
             yield batch
+
+    def seek(self, index: int, skipped: Set[int] = frozenset()) -> None:
+        """Go on with batch `index`, leaving `skipped` out."""
+        self.close()
+        self.next, self.skipped = index, skipped
+
+    def _is_more(self) -> bool:
+        """Whether there is a next batch; `next` is its index."""
+        while self.next in self.skipped:
+            self.next += 1
+        return self.stop is None or self.next < self.stop
 
     def _take(self) -> Any:
         """The next batch; a slow worker is waited for, a dead one is noticed within CHECK_SECONDS."""
@@ -117,7 +132,7 @@ class Feed:
             loader = DataLoader(
                 _Batches(self.task),
                 batch_size=None,
-                sampler=_Positions(self.next, self.stop),
+                sampler=_Positions(self.next, self.stop, self.skipped),
                 num_workers=self.workers,
                 pin_memory=self.pin,
                 worker_init_fn=_quiet_worker,

@@ -29,6 +29,8 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(probe, b"")
         probe.unlink()
+        for rest in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            rest.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(explain("a folder to write to", str(error), str(folder), "choose another run.dir")) from error
 

@@ -139,6 +139,15 @@ class StepGuard:
                     "(mean over sides; ln 16 = 2.77 knows nothing)",
                 )
             )
+        if cut := {name: share for name, share in report.saturated.items() if share > limits.saturated_share}:
+            shown = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
+            out.append(
+                Flag(
+                    "saturated",
+                    f"rows that the clamp of their loss keeps from learning: {shown}; they are the most wrong ones: "
+                    f"take the clamp away ({', '.join(f'loss.{name}={name}' for name in cut)})",
+                )
+            )
         if warm and report.weighted.get("cpe", 0.0) == 0.0 and report.raw.get("cpe") == 0.0:
             out.append(
                 Flag(
@@ -163,6 +172,16 @@ class StepGuard:
             share = f"{len(rejected)} of the last {len(self.recent)} steps"
             return f"{share} were rejected, mostly as {worst}. {ADVICE[worst]}"
         return None
+
+    @property
+    def curable(self) -> bool:
+        """Whether going back may help; a loss scale that fell and a graph without gradients would be there again."""
+        return self.low_scale < self.limits.max_low_scale and "no_grad" not in list(self.recent)[-1:]
+
+    def pardon(self) -> None:
+        """Judge what comes next by itself: rejections so far do not count for the verdict any more."""
+        self.in_row = self.low_scale = 0
+        self.recent.clear()
 
     def summary(self) -> str:
         """Outcomes so far in one line, with advice when any step was rejected."""

@@ -46,6 +46,11 @@ class History:
         return Counter(row["outcome"] for row in self.steps)
 
     @property
+    def rewinds(self) -> list[Row]:
+        """Each return to a checkpoint; the rejected steps that led to it are not among the rows any more."""
+        return self.rows.get("rewind", [])
+
+    @property
     def last_step(self) -> int:
         return max((row.get("step", 0) for rows in self.rows.values() for row in rows), default=0)
 

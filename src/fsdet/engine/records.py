@@ -9,10 +9,12 @@ import io
 import json
 import logging
 import math
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,33 +30,88 @@ LARGE_INPUT = 10  # beyond which a normalised pixel is none
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "faster-coco-eval", "wandb")
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What stays of the rows of a run that goes on from an earlier place.
+
+    batch: rows of later batches go; None: batches were numbered otherwise then. rows, table: so many rows of
+    metrics.jsonl (rewinds not counted) and of results.csv were written by then; None: not known.
+    rewinds: those in force there; each has a row that stays, or is made up for, and others have none.
+    """
+
+    batch: int | None
+    rewinds: Sequence[Mapping[str, Any]] = ()
+    rows: int | None = None
+    table: int | None = None
+
+
 class Records:
     """Appends to the files of `folder`; a file that cannot be written is one warning and no more.
 
-    resume_batch: position a resumed run restarts from; rows of later batches are cut off. None starts afresh.
+    cut: where a resumed run goes on. None starts afresh.
     """
 
-    def __init__(self, folder: Path, resume_batch: int | None = None) -> None:
+    def __init__(self, folder: Path, cut: Cut | None = None) -> None:
         self.folder = folder
         self._files: dict[str, TextIO | None] = {}
         self._handler: logging.Handler | None = None
         self._level = log.level
         self._epochs: list[dict[str, Any]] = []
-        if resume_batch is None:
+        self._missing: list[Mapping[str, Any]] = []
+        self._rows = 0
+        self._deleted = False
+        if cut is None:
             for name in ("metrics.jsonl", "timings.jsonl", "results.csv", "training_debug.log"):
                 (folder / name).unlink(missing_ok=True)
         else:
-            for name in ("metrics.jsonl", "timings.jsonl"):
-                cut_rows(folder / name, resume_batch)
-            self._epochs = [row for row in read_csv(folder / "results.csv") if float(row["batch"]) <= resume_batch]
+            self._cut(cut)
+
+    def _cut(self, cut: Cut) -> None:
+        if cut.batch is not None:
+            cut_rows(self.folder / "timings.jsonl", cut.batch)
+        kept = cut_rows(self.folder / "metrics.jsonl", cut.batch, len(cut.rewinds), cut.rows)
+        told = {row["number"] for row in kept if row.get("kind") == "rewind"}
+        self._rows = sum(row.get("kind") != "rewind" for row in kept)
+        self._missing = [entry for entry in cut.rewinds if entry["number"] not in told]
+        table = read_csv(self.folder / "results.csv")[: cut.table]
+        self._epochs = [row for row in table if cut.batch is None or float(row["batch"]) <= cut.batch]
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Rows so far of metrics.jsonl, rewinds not counted, and of results.csv."""
+        return self._rows, len(self._epochs)
+
+    def cut(self, cut: Cut) -> None:
+        """Go on from an earlier place while the files are open."""
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            if (file := self._files.get(name)) is not None:
+                self._try(name, file.close)
+        try:
+            self._cut(cut)
+        except OSError as error:
+            log.warning("rows that a rewind takes back stay in the run folder (%s)", error)
+        self._write_epochs()
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            self._open(name)
+        self._make_up()
+
+    def _open(self, name: str) -> None:
+        try:
+            self._files[name] = open(self.folder / name, "a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            self._files[name] = None
+            log.warning("%s cannot be written (%s)", name, error)
+
+    def _make_up(self) -> None:
+        """Rows of rewinds that were saved, but not told any more."""
+        for entry in self._missing:
+            self.rewind(entry)
+        self._missing = []
 
     def open(self) -> None:
         for name in ("metrics.jsonl", "timings.jsonl", "training_debug.log"):
-            try:
-                self._files[name] = open(self.folder / name, "a", encoding="utf-8", buffering=1)
-            except OSError as error:
-                self._files[name] = None
-                log.warning("%s cannot be written (%s)", name, error)
+            self._open(name)
+        self._make_up()
         self._handler = _ToFile(self)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._level = log.level
@@ -73,9 +130,19 @@ class Records:
 
     def write(self, name: str, text: str) -> None:
         """Append a line to one of the open files."""
-        file = self._files.get(name)
-        if file is not None:
-            self._try(name, file.write, text + "\n")
+        if self._files.get(name) is not None:
+            self._try(name, self._append, name, text + "\n")
+
+    def _append(self, name: str, text: str) -> None:
+        if not os.fstat(self._files[name].fileno()).st_nlink:  # deleted: what is written now would be lost in silence
+            self._files[name].close()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open(name)
+            if not self._deleted:
+                self._deleted = True  # before the warning, which comes back here for training_debug.log
+                log.warning("files of %s were deleted; they begin again", self.folder)
+        if (file := self._files.get(name)) is not None:
+            file.write(text)
 
     def _try(self, name: str, call: Any, *args: Any) -> None:
         try:
@@ -90,6 +157,11 @@ class Records:
         """One JSON line; non-finite numbers become null."""
         content = {"kind": kind, "step": step, "epoch": epoch, "batch": batch, **values}
         self.write("metrics.jsonl", json.dumps(jsonable(content), allow_nan=False))
+        self._rows += kind != "rewind"
+
+    def rewind(self, entry: Mapping[str, Any]) -> None:
+        """The row of a return to a checkpoint, at the place that it went back to."""
+        self.row("rewind", entry["to_step"], batch=entry["to_batch"], **entry)
 
     def timing(self, step: int, batch: int, seconds: Mapping[str, float]) -> None:
         self.write("timings.jsonl", json.dumps({"step": step, "batch": batch, "seconds": dict(seconds)}))
@@ -107,6 +179,8 @@ class Records:
             "loss_scale": report.loss_scale,
             "lr": report.lr,
         }
+        if report.saturated:
+            fields |= {"saturated": report.saturated}
         if not report.committed:
             fields |= {"culprit": report.culprit, "image_ids": list(report.image_ids)}
         self.row("step", report.step, epoch, batch, **fields)
@@ -120,6 +194,12 @@ class Records:
     def epoch(self, values: Mapping[str, Any]) -> None:
         """Rewrite results.csv with one more row, so that late columns (validation) fit too."""
         self._epochs.append(dict(values))
+        self._write_epochs()
+
+    def _write_epochs(self) -> None:
+        if not self._epochs:  # all of them were taken back
+            (self.folder / "results.csv").unlink(missing_ok=True)
+            return
         columns = list(dict.fromkeys(key for row in self._epochs for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -205,19 +285,29 @@ def _contents(values: torch.Tensor) -> str:
     return f"min={low:.4g}, max={high:.4g}, mean={mean:.4g}, {large}{wrong}"
 
 
-def cut_rows(path: Path, batch: int) -> None:
-    """Keep the rows of batches up to `batch`; a half-written last line goes too."""
+def cut_rows(path: Path, batch: int | None, rewinds: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+    """Keep the rows of batches up to `batch`, `most` at most, and of rewinds the first `rewinds`; returns them.
+
+    A half-written last line goes too.
+    """
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept, lines, count = [], [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("batch", 0) <= batch:
-            kept.append(line)
-    write_durably(path, "".join(line + "\n" for line in kept).encode())
+        if row.get("kind") == "rewind":
+            stays = row["number"] <= rewinds
+        else:
+            stays = (batch is None or row.get("batch", 0) <= batch) and (most is None or count < most)
+            count += 1
+        if stays:
+            kept.append(row)
+            lines.append(line)
+    write_durably(path, "".join(line + "\n" for line in lines).encode())
+    return kept
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from fsdet.config import Log, Wandb
 from fsdet.engine.guard import Flag
 from fsdet.engine.probe import ProbeRow
-from fsdet.engine.records import Records
+from fsdet.engine.records import Cut, Records
 from fsdet.types import StepReport
 
 log = logging.getLogger("fsdet")
@@ -34,17 +34,15 @@ AXIS = "train_step/global_step"
 class RunLog:
     """One call an event; every sink hears of it. Use as a context manager.
 
-    folder: run folder, which exists. batch: position a resumed run restarts from; later rows are cut off.
+    folder: run folder, which exists. cut: where a resumed run goes on; later rows are cut off.
     """
 
-    def __init__(
-        self, folder: Path, options: Log, resolved: Mapping[str, Any], resume_batch: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, options: Log, resolved: Mapping[str, Any], cut: Cut | None = None) -> None:
         self.options, self.folder = options, folder
-        self.records = Records(folder, resume_batch)
+        self.records = Records(folder, cut)
         self.sinks: list[WandbSink | TensorboardSink] = []
         if options.wandb.mode != "disabled":
-            self.sinks.append(WandbSink(options.wandb, folder, resolved, resume_batch is not None))
+            self.sinks.append(WandbSink(options.wandb, folder, resolved, cut is not None))
         if options.tensorboard:
             self.sinks.append(TensorboardSink(folder))
 
@@ -80,6 +78,26 @@ class RunLog:
         """An alert of a rejected step whose report lies at `path`; the log and metrics.jsonl have it from `step`."""
         for sink in self.sinks:
             sink.alert(f"step rejected: {report.outcome}", f"step {report.step}: {report.culprit}; report: {path}")
+
+    def cut(self, cut: Cut) -> None:
+        """Take back the rows after an earlier place; what was sent to W&B and TensorBoard stays there."""
+        self.records.cut(cut)
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Rows so far of metrics.jsonl, rewinds not counted, and of results.csv."""
+        return self.records.written
+
+    def rewind(self, entry: Mapping[str, Any], text: str) -> None:
+        """A return to a checkpoint: a row, a warning here, an alert there."""
+        log.warning("%s", text)
+        self.records.rewind(entry)
+        for sink in self.sinks:
+            sink.alert(f"rewind {entry['number']} to step {entry['to_step']}", text)
+
+    def note(self, text: str) -> None:
+        """Words for training_debug.log alone."""
+        self.records.write("training_debug.log", text)
 
     def probe(self, rows: Sequence[ProbeRow], text: str, step: int, epoch: int, batch: int) -> None:
         """The per-loss probe's table and values."""
@@ -126,6 +144,7 @@ def step_values(report: StepReport, epoch: int, totals: Mapping[str, int]) -> di
     }
     values |= {f"train_step/{name}_loss": value for name, value in report.raw.items()}
     values |= {f"train_step/weighted/{name}": value for name, value in report.weighted.items()}
+    values |= {f"train_step/saturated/{name}": value for name, value in report.saturated.items()}
     values |= {f"train_step/lr/{group}": value for group, value in report.lr.items()}
     return values | {f"health/{outcome}_total": count for outcome, count in totals.items()}
 

@@ -8,7 +8,7 @@ and only `committed` moves parameters, running statistics, the EMA and the step 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Facts:
     """The decision vector of a step on the host: one sync for all of it. Losses are averaged over micro-batches.
 
     finite: every loss and normaliser of every micro-batch is. sound: no running statistic has become NaN or inf.
+    saturated: shares of rows that clamped losses cut off.
     norm: L2 over all unscaled gradients; norm_there: the same where it was computed.
     """
 
@@ -43,6 +44,7 @@ class Facts:
     norm: float
     scale: float
     norm_there: Tensor | None = None
+    saturated: Mapping[str, float] = field(default_factory=dict)
 
 
 class StepController:
@@ -151,9 +153,10 @@ class StepController:
         share = [row[0] / (sum(r[0] for r in table) or math.nan) for row in table]
         mean = [sum(s * row[c] for s, row in zip(share, table, strict=True)) for c in range(widths[0])]
         raw = dict(zip(report.raw, mean[2:], strict=False))
-        weighted = dict(zip(report.weighted, mean[2 + len(raw) :], strict=True))
+        weighted = dict(zip(report.weighted, mean[2 + len(raw) :], strict=False))
+        saturated = dict(zip(report.saturated, mean[2 + len(raw) + len(weighted) :], strict=True))
         finite = all(math.isfinite(v) for row in table for v in row)
-        return Facts(finite, all(flags), mean[1], raw, weighted, norm_value, scale, norm)
+        return Facts(finite, all(flags), mean[1], raw, weighted, norm_value, scale, norm, saturated)
 
     def _decide(
         self, facts: Facts, any_gradient: bool, window: Sequence[Any], reports: list[LossReport]
@@ -216,8 +219,9 @@ class StepController:
 
 
 def _vector(report: LossReport, device: torch.device) -> Tensor:
-    """[2 + losses] float32: normaliser, total, raw and weighted losses, detached and still on the device."""
-    scalars = (report.normaliser, report.total, *report.raw.values(), *report.weighted.values())
+    """[2 + losses] float32: normaliser, total, raw and weighted losses, saturated shares; detached, on the device."""
+    scalars = (report.normaliser, report.total, *report.raw.values(), *report.weighted.values(),
+               *report.saturated.values())  # fmt: skip
     return torch.stack([torch.as_tensor(v).detach().to(device, torch.float32) for v in scalars])
 
 
@@ -254,4 +258,5 @@ def _report(
         finding.culprit,
         ids,
         finding.evidence,
+        facts.saturated,
     )

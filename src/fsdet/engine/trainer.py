@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The training loop. It knows a Task, no detector.
 
-feed -> controller.run (one guarded step) -> guard -> log -> at boundaries: evaluation, the epoch's row, a checkpoint
+feed -> controller.run (one guarded step) -> guard -> log -> rewind where too many were rejected -> at boundaries:
+evaluation, the epoch's row, a checkpoint
 """
 
 import logging
@@ -16,18 +17,20 @@ import torch
 
 from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
-from fsdet.engine import checkpoint, folder, forensics, probe, records
+from fsdet.engine import folder, forensics, judging, probe, records, rewind
 from fsdet.engine.allocator import keep_freed_memory
 from fsdet.engine.clipping import Clipping
 from fsdet.engine.ema import Ema
 from fsdet.engine.feed import Feed
 from fsdet.engine.freezing import Freezer
-from fsdet.engine.guard import Flag, StepGuard
+from fsdet.engine.guard import REJECTED, Flag, StepGuard, indices
 from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
 from fsdet.engine.runlog import RunLog
+from fsdet.engine.saving import Saver
 from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, total_batches, total_steps
 from fsdet.engine.signals import Signals
+from fsdet.engine.state import RunState
 from fsdet.engine.step import StepController
 from fsdet.errors import RunFailed, Stopped
 from fsdet.progress import Progress
@@ -83,7 +86,7 @@ class Trainer:
         freeze_norm: bool = False,
         exist_ok: bool = False,
     ) -> None:
-        self.task, self.optim, self.saving, self.logging, self.workers = task, optim, save, log, workers
+        self.task, self.optim, self.logging, self.workers = task, optim, log, workers
         self.resolved, self.folder, self.resume, self.init_report = resolved, Path(folder), resume, init_report
         self._prepare_torch(run)
         self.freezer = Freezer(task, freeze, freeze_norm)
@@ -92,14 +95,15 @@ class Trainer:
         self.ema = Ema(task.model, optim.ema, optim.ema_warmup) if optim.ema else None
         self._measure_run(eval_every)
         guard = guard.model_copy(update={"growth_interval": growth_interval(self.total_steps, guard.growth_interval)})
-        self.guard, self.writer = StepGuard(guard, self.folder), checkpoint.Writer(self.folder, save.keep)
+        self.guard, self.clipping = StepGuard(guard, self.folder), Clipping(optim)
         self.controller = StepController(
             task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema
         )
-        self.position, self.clipping = Position(), Clipping(optim)
-        if resume:
-            self._load()
-        self._saved_at, self._saved_step, self._whole = time.monotonic(), self.controller.step, True
+        self.state = RunState(self.controller, self.guard, self.clipping, self.resolved)
+        self.saver = Saver(self.state, self.folder, save)
+        self._begin()
+        self._whole = True
+        self._report: Path | None = None
         self._probed: list[probe.ProbeRow] = []
         self._debugging = False
         self._expected: Mapping[str, float] = {}
@@ -129,6 +133,20 @@ class Trainer:
         self.warmup_steps = round(optim.warmup_epochs * math.ceil(per_epoch / optim.accumulate))
         self.eval_interval = max(1, round(eval_every * per_epoch)) if eval_every else None
 
+    def _begin(self) -> None:
+        """Where the run starts from: its newest checkpoint, or here."""
+        if not self.resume:
+            self.saver.begin()
+            return
+        self.saver.resume()
+        if self.eval_interval:  # which may be another than it was
+            self.position.evaluated = min(self.position.evaluated, self.position.batch // self.eval_interval)
+
+    @property
+    def position(self) -> Position:
+        """Where the run is."""
+        return self.state.position
+
     @property
     def epoch(self) -> int:
         """Epoch under way, from 1."""
@@ -142,8 +160,9 @@ class Trainer:
         """
         folder.describe(self.folder, self.resolved, self.device, self.precision)
         feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda")
-        resumed_at = self.position.batch if self.resume else None
-        with RunLog(self.folder, self.logging, self.resolved, resumed_at) as self.log, Signals() as signals:
+        feed.seek(self.position.batch, self.position.skipped)
+        cut = self.position.cut if self.resume else None
+        with RunLog(self.folder, self.logging, self.resolved, cut) as self.log, Signals() as signals:
             try:
                 self.freezer.apply(self.epoch)
                 self._tell_start()
@@ -151,9 +170,9 @@ class Trainer:
                 self._finish()
             finally:
                 feed.close()
-                if self._whole and self.controller.step > self._saved_step:  # an evaluation failed, the steps did not
+                if self._whole and self.saver.unsaved():  # an evaluation failed, the steps did not
                     self._save()
-                self.writer.join()
+                self.saver.writer.join()
         return self._result()
 
     def _train(self, feed: Feed, signals: Signals) -> None:
@@ -167,7 +186,9 @@ class Trainer:
                 loaded = time.perf_counter()
                 report = self._step(window)
                 self._after(report, window, {"data": loaded - started, "step": time.perf_counter() - loaded})
-                bar.update(int(report.committed), loss=f"{report.total:.3f}", epoch=self.epoch)
+                if not report.committed and (reason := self.guard.verdict()):
+                    self._rewind(reason, report, feed)
+                bar.update(self.controller.step - bar.count, loss=f"{report.total:.3f}", epoch=self.epoch)
                 if signals.received:
                     self._stop(signals.received)
                 self._boundary()
@@ -179,9 +200,8 @@ class Trainer:
 
     def _window(self, batches: Iterator[Any]) -> list[Any]:
         """The micro-batches of one step: `accumulate` of them, fewer at the end of an epoch."""
-        left = self.task.batches_per_epoch - self.position.batch % self.task.batches_per_epoch
-        if self.stop_batch is not None:
-            left = min(left, self.stop_batch - self.position.batch)
+        end = self.epoch * self.task.batches_per_epoch
+        left = self.position.left(end if self.stop_batch is None else min(end, self.stop_batch))
         return [next(batches) for _ in range(min(self.optim.accumulate, left))]
 
     def _step(self, window: list[Any]) -> StepReport:
@@ -207,9 +227,10 @@ class Trainer:
     def _lr_factor(self, step: int) -> float:
         o = self.optim
         low, drops = o.min_lr / o.lr, self.position.drops
-        return lr_factor(
+        planned = lr_factor(
             step, self.total_steps, self.warmup_steps, o.schedule, low, restarts=o.restarts, drops=drops
         )  # fmt: skip
+        return planned * self.guard.limits.rewind_lr ** len(self.position.rewinds)
 
     def _observe(self, report: LossReport) -> None:
         self._probed = probe.measure(report)
@@ -220,9 +241,9 @@ class Trainer:
         self.log.debug(self.controller.step + 1, records.gradient_block(*forensics.gradient_norms(named)))
 
     def _after(self, report: StepReport, window: list[Any], seconds: Mapping[str, float]) -> None:
-        """Count, log, and end the run when the guard says so."""
+        """Count and log."""
         epoch, first = self.epoch, self.position.batch
-        self.position.batch = batch = first + len(window)
+        self.position.batch = batch = self.position.after(len(window))
         self._whole = True
         flags = self.guard.see(report, warm=report.step > self.warmup_steps)
         if self._probed:
@@ -241,16 +262,30 @@ class Trainer:
             self._rejected(report, window, first, epoch)
 
     def _rejected(self, report: StepReport, window: list[Any], first: int, epoch: int) -> None:
-        """Keep the evidence; the place from which a run would be rewound to its last checkpoint."""
+        """Keep the evidence, and which batches they were."""
+        if report.outcome in REJECTED:
+            self.position.reject(indices(window, first))
         path = self.guard.record(report, window, first, epoch)
         if path is not None:
+            self._report = path
             self.log.incident(report, path)
-        if reason := self.guard.verdict():
-            raise RunFailed(
-                f"training stopped at step {report.step}, epoch {epoch}: {reason}\n"
-                f"culprit: {report.culprit}\nreport: {path or self.folder / 'incidents'}\n"
-                f"{self._last_save()}next: {typed(f'fsdet doctor {self.folder}')}"
-            )
+
+    def _rewind(self, reason: str, report: StepReport, feed: Feed) -> None:
+        """Go back to the last good checkpoint, past the batches that were rejected since, or end the run."""
+        saved = self.saver.good() if rewind.may_go_back(self.state) else None
+        if saved is None:
+            told = rewind.epitaph(self.state, reason, report, self._report or self.folder / "incidents")
+            ended = f"{told}\n{self._last_save()}next: {typed(f'fsdet doctor {self.folder}')}"
+            self.log.note(ended)
+            raise RunFailed(ended)
+        self._whole = False
+        self.log.cut(rewind.cut(self.state, saved))
+        entry = rewind.go_back(self.state, saved, reason)
+        self._whole = True
+        self._save()
+        self.saver.writer.join()
+        self.log.rewind(entry, rewind.sentence(entry, self.guard.limits.max_rewinds))
+        feed.seek(self.position.batch, self.position.skipped)
 
     def _tell_probe(self, report: StepReport, epoch: int) -> list[Flag]:
         rows, self._probed = self._probed, []
@@ -267,23 +302,13 @@ class Trainer:
         ended = position.batch // per_epoch > position.epochs_told
         if ended:
             self._end_epoch(position.batch // per_epoch)
-        if best or ended or self._save_due():
+        if best or ended or self.saver.due():
             self._save(best=best)
-
-    def _save_due(self) -> bool:
-        every, minutes, step = self.saving.every_steps, self.saving.every_minutes, self.controller.step
-        by_step = every > 0 and step % every == 0 and step > self._saved_step
-        return by_step or (minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes)
 
     def _evaluate(self) -> bool:
         """Judge the EMA; returns whether it is the best so far. The generators are left as they were."""
-        model = self.ema.model if self.ema else self.task.model
-        state, step, position = checkpoint.random_state(), self.controller.step, self.position
-        model.eval()
-        with torch.no_grad():
-            metrics = dict(self.task.evaluate(model))
-            paths = self.task.illustrate(model, self.folder / "episodes", step)
-        checkpoint.restore_random_state(state)
+        step, position = self.controller.step, self.position
+        metrics, paths = judging.judge(self.task, self.ema.model if self.ema else self.task.model, self.folder, step)
         self.freezer.train_mode()
         self.log.evaluation(metrics, step, position.batch / self.task.batches_per_epoch, position.batch)
         self.log.pictures(paths, step)
@@ -305,7 +330,10 @@ class Trainer:
 
     def _finish(self) -> None:
         best = self.position.evaluated_batch != self.position.batch and self._evaluate()
-        if self.position.batch % self.task.batches_per_epoch:  # what an unfinished epoch came to is a row, too
+        ended = self.position.told_batch == self.position.batch
+        if (
+            self.position.batch % self.task.batches_per_epoch and not ended
+        ):  # what an unfinished epoch came to is a row, too
             self._end_epoch(self.epoch)
             self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True
@@ -322,8 +350,8 @@ class Trainer:
         )
 
     def _save(self, best: bool = False, wait: bool = False) -> None:
-        self._saved_at, self._saved_step = time.monotonic(), self.controller.step
-        self.writer.save(self.state_dict(), best=best, wait=wait)
+        self.position.rows, self.position.table = self.log.written
+        self.saver.save(best=best, wait=wait)
 
     def _last_save(self) -> str:
         """Save before giving up, or say why not: a state that is not finite must not hide the diagnosis."""
@@ -332,55 +360,6 @@ class Trainer:
         except RunFailed as error:
             return f"{error}\n"
         return ""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of a run: what `_load` puts back, and what rebuilds the model elsewhere."""
-        model, position, controller = self.task.model.state_dict(), self.position, self.controller
-        return {
-            "format": checkpoint.FORMAT,
-            "task": self.task.name,
-            "spec": dict(self.task.describe()),
-            "model": model,
-            "ema": self.ema.state_dict() if self.ema else model,
-            "ema_count": self.ema.count if self.ema else 0,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": controller.scaler.state_dict(),
-            "objective": self.task.objective.state_dict(),
-            "step": controller.step,
-            "overflows": [controller.overflows, controller.overflows_low, controller.proven],
-            "epoch": self.epoch,
-            "batch": position.batch,
-            "finished": position.finished,
-            "position": vars(position),
-            "guard": self.guard.state_dict(),
-            "clipping": self.clipping.state_dict(),
-            "rng": checkpoint.random_state(),
-            "config": dict(self.resolved),
-            "precision": self.precision,
-            "threads": torch.get_num_threads(),
-            "versions": {"torch": str(torch.__version__)},
-        }
-
-    def _load(self) -> None:
-        path, state = checkpoint.newest(self.folder)
-        checkpoint.check_fits(path, state, self.task.model, self.optimizer, self.precision)
-        self.task.model.load_state_dict(state["model"])
-        self.task.objective.load_state_dict(state["objective"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"], state["ema_count"])
-        checkpoint.load_optimizer(self.optimizer, state["optimizer"])
-        self.controller.scaler.load_state_dict(state["scaler"])
-        self.controller.step = state["step"]
-        self.controller.overflows, self.controller.overflows_low, self.controller.proven = (*state["overflows"], 0.0)[
-            :3
-        ]
-        self.position = Position(**(state["position"] | {"finished": False}))
-        self.guard.load_state_dict(state["guard"])
-        self.clipping.load_state_dict(state.get("clipping", {}))
-        checkpoint.restore_random_state(state["rng"])
-        if state["threads"] != (threads := torch.get_num_threads()):
-            logger.warning("resumed with %d threads, not %d: the last bits may differ", threads, state["threads"])
-        logger.info("resumed from %s at step %d, batch %d", path, state["step"], state["batch"])
 
     def _tell_start(self) -> None:
         parameters = list(self.task.model.parameters())

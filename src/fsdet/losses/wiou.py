@@ -20,7 +20,7 @@ def focusing(beta: Tensor, version: int, *, alpha: float = 1.9, delta: float = 3
         return torch.ones_like(beta)
     if version == 2:
         return beta**gamma
-    return beta / delta * torch.exp2((delta - beta) * math.log2(alpha))
+    return torch.exp2((delta - beta) * math.log2(alpha) - math.log2(delta)) * beta
 
 
 class _Attended(torch.autograd.Function):
@@ -31,26 +31,26 @@ class _Attended(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        # in place wherever a value is done with: in a training step every buffer starts outside of the cache
         a, b = torch.stack(pred.unbind(1)), torch.stack(target.unbind(1))  # [4, P]: strided passes cost more
         (low, high), (low_t, high_t), apart = a.split(2), b.split(2), a - b
-        side = torch.minimum(high, high_t) - torch.maximum(low, low_t)
+        side = torch.minimum(high, high_t).sub_(torch.maximum(low, low_t))
         touches = torch.sign(side).add_(1).clamp_(max=1)  # sides that only meet count: they can still grow
         side, extent, extent_t = side.clamp_(min=0), (high - low).clamp_(min=0), (high_t - low_t).clamp_(min=0)
         inter = side[0] * side[1]
-        union = extent[0] * extent[1] + (extent_t[0] * extent_t[1] + EPS) - inter
-        iou = inter / union
-        shift = (apart[:2] + apart[2:]) / 2
+        union = (extent_t[0] * extent_t[1]).add_(EPS).addcmul_(extent[0], extent[1]).sub_(inter)
+        iou = inter.div_(union)
+        shift = (apart[:2] + apart[2:]).div_(2)
         square = shift.square().sum(0)
-        cover = (torch.maximum(high, high_t) - torch.minimum(low, low_t)).square_().sum(0)
-        cover = (
-            cover.maximum(square) + EPS
-        )  # the exponent's mathematical maximum is 1; clamping it would kill its slope
-        attention, miss = (square / cover).exp_(), 1 - iou
+        cover = torch.maximum(high, high_t).sub_(torch.minimum(low, low_t)).square_().sum(0)
+        cover = cover.maximum(square).add_(EPS)  # the exponent never passes 1; a clamp on it would kill its slope
+        attention, miss = square.div_(cover).exp_(), 1 - iou
         # d IoU / d high = gain (1 + sign(target - high)) - cost, and alike for low with the other sign
-        gain = touches.mul_(side.flip(0)).mul_((1 + iou) / (2 * union))
-        change, pull = gain - extent.flip(0).mul_(iou / union), shift.mul_(miss / cover)
-        ways = torch.sign(apart)
-        slope = torch.cat(((pull + change).addcmul_(gain, ways[:2]), (pull - change).addcmul_(gain, ways[2:])))
+        gain = touches.mul_(side.flip(0)).mul_((1 + iou).div_(2 * union))
+        change, pull = gain - extent.flip(0).mul_(iou.div_(union)), shift.mul_(miss / cover)
+        ways, slope = apart.sign_(), torch.empty_like(a)
+        torch.add(pull, change, out=slope[:2]).addcmul_(gain, ways[:2])
+        torch.sub(pull, change, out=slope[2:]).addcmul_(gain, ways[2:])
         ctx.save_for_backward(slope.mul_(attention))
         ctx.mark_non_differentiable(miss)
         return attention * miss, miss

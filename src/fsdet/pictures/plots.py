@@ -120,10 +120,11 @@ def plot_labels(records: "Sequence[ImageRecord]", names: Sequence[str], out: str
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *, normalise: bool = True,
-                   background: bool = True) -> Path:  # fmt: skip
+                   of: str = "", background: bool = True) -> Path:  # fmt: skip
     """A confusion matrix [C + 1, C + 1] (row predicted, column true, background last); shares of a column, or counts.
 
-    background: False for whole images, whose matrix is [C, C].
+    of: what was counted, for the title. background: False for whole images, whose matrix is [C, C].
+
     Raises:
         ShapeError: unless the matrix is [C + 1, C + 1] for C names.
     """
@@ -143,7 +144,8 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *,
     panel.set_yticks(range(n), ticks, fontsize=8)
     panel.set_xlabel("true")
     panel.set_ylabel("predicted")
-    panel.set_title("confusion matrix, " + ("share of each true class" if normalise else "counts"), fontsize=10)
+    title = "confusion matrix, " + ("share of each true class" if normalise else "counts")
+    panel.set_title(", ".join(filter(None, (title, of))), fontsize=10)
     figure.colorbar(drawn, ax=panel, shrink=0.8)
     return _save(figure, out)
 

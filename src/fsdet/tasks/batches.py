@@ -36,6 +36,9 @@ class Batches:
         self.store = ImageStore(records, config.data.image_size, CACHE[config.data.cache])
         self.shots = [(c, i, j) for c, found in sorted(shots.items()) for i, j in found]
         self.shot_store = ImageStore(data.split(shot_split), config.data.image_size) if self.shots else None
+        self._shots_of: dict[int, list[tuple[int, int]]] = {}
+        for c, i, j in self.shots:
+            self._shots_of.setdefault(c, []).append((i, j))
         self._cutouts: dict[tuple[int, int, bool], Cutout] = {}
         self.planner = _planner(config, records, len(data.base))
         self.per_epoch = config.episode.per_epoch or max(1, len(records) // config.episode.queries)
@@ -46,8 +49,7 @@ class Batches:
     @property
     def shots_a_class(self) -> int:
         """K of stage 3, the most of any class; 0 elsewhere."""
-        classes = [c for c, _, _ in self.shots]
-        return max(map(classes.count, set(classes)), default=0)
+        return max(map(len, self._shots_of.values()), default=0)
 
     def warm(self, threads: int) -> None:
         """Decode what the cache may hold before loader workers fork, so that they share it."""
@@ -115,8 +117,7 @@ class Batches:
         return alone(sample, index)
 
     def _drawn_shot(self, rng: np.random.Generator) -> tuple[int, int]:
-        wanted = int(rng.choice(sorted({c for c, _, _ in self.shots})))
-        candidates = [(i, j) for c, i, j in self.shots if c == wanted]
+        candidates = self._shots_of[int(rng.choice(list(self._shots_of)))]
         return candidates[int(rng.integers(len(candidates)))]
 
     def _cutout(self, pick: tuple[int, int], outlined: bool) -> Cutout:

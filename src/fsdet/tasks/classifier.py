@@ -231,6 +231,6 @@ def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: P
     judge = Judge(config, data, split)
     found, matrix = judge.figures(model)
     if folder is not None:
-        plot_confusion(matrix, data.names, folder / "confusion.png", background=False)
+        plot_confusion(matrix, data.names, folder / "confusion.png", of=f"split {split}", background=False)
         judge.sheet(model, folder / "episodes" / f"eval_{split}.jpg", f"images of split {split}")
     return {"metrics": dict(found), "confusion": matrix.tolist(), "images": len(judge.true)}

@@ -29,8 +29,10 @@ def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabu
     records, names = study.data.split(study.split), study.data.names
     scores = Scorer(records, len(names), study.metric).score(detections)
     novel_names = [names[c] for c in study.novel]
+    counts = confusion_matrix(records, detections, len(names), CONFIDENCE)
+    of = f"{shown[0]} shots, draw {shown[1]}, scores above {CONFIDENCE:g}"
     paths = [
-        plot_confusion(confusion_matrix(records, detections, len(names)), names, folder / "confusion.png"),
+        plot_confusion(counts, names, folder / "confusion.png", of=of),
         plot_pr(scores.class_precision[study.novel], novel_names, folder / "pr_novel.png", mean="novel classes"),
         plot_shots([results], folder / "shots.png", [trained.path.parent.name]),
     ]
@@ -58,7 +60,7 @@ def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequenc
         if not holding:
             continue
         queries = [query_picture(records[i], _sure(detections[i]), names) for i in holding]
-        title = f"{k} shots a class, {'fine-tuned on them' if trained.finetuned else 'never trained on'}; dashed: truth"
+        title = f"{k} shots a class, {'fine-tuned on them' if trained.finetuned else 'never trained on'}"
         paths.append(
             episode_sheet(supports, queries, folder / f"eval_{k}shot_{start // CLASSES_A_SHEET}.jpg", title=title)
         )

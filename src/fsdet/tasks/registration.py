@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """K-shot draws of a data set as registered classes: prototypes, what stands beside them, and proposed thresholds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from fsdet.detect.calibration import COPIES, Calibrator, Place, copies
 from fsdet.detect.scoring import DEFAULT, ClassShots, Scoring, Vocabulary
 from fsdet.detect.support import embed_instances, negative_rows, whole_images
 from fsdet.errors import DataError, explain
+from fsdet.models.heads import Dense
 from fsdet.progress import track
 from fsdet.tasks.loading import Trained
 from fsdet.tasks.validation import shot_prototypes
@@ -94,7 +95,7 @@ def _class_shots(embeddings: Tensor, negatives: Sequence[Tensor], rows: Sequence
     return ClassShots(embeddings[list(rows)], torch.cat(mine), shot.to(embeddings.device))
 
 
-def _looked_at(trained: Trained, store: ImageStore, picks: Sequence[Pick]):
+def _looked_at(trained: Trained, store: ImageStore, picks: Sequence[Pick]) -> Iterator[tuple[int, Dense, Tensor]]:
     """(record, Dense, boxes [m, 4] px) of each image that `picks` name, once."""
     records = sorted({i for i, _ in picks})
     samples = (store.sample(i) for i in records)

@@ -20,7 +20,7 @@ from fsdet import config as configs
 from fsdet import tasks, yaml_strict
 from fsdet.config import Section
 from fsdet.detect.scoring import Scoring
-from fsdet.engine.checkpoint import is_finished
+from fsdet.engine.checkpoint import candidates, is_finished
 from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.evaluation import summary
 from fsdet.evaluation.results import refuse_mixture
@@ -236,7 +236,7 @@ def _fine_tuned(cell: Cell, plan: Plan, device: str) -> Path:
     config = configs.load(cell.method.config, [*own, *cell.method.overrides])
     if is_finished(run):
         return run / "best.pt"
-    return tasks.build(config, resume=(run / "last.pt").exists()).fit().best
+    return tasks.build(config, resume=bool(candidates(run))).fit().best
 
 
 def merge(results: Sequence[Mapping[str, Any]]) -> dict:

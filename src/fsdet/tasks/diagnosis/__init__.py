@@ -55,7 +55,9 @@ def diagnose(history: History) -> Diagnosis:
     found = [finding for rule in RULES for finding in rule(run)]
     explained = {name for finding in found for name in finding.explains}
     kept = tuple(f for f in found if f.name not in explained)
-    return Diagnosis(kept, (*remarks, *_calibration(run), *_loud_warm_up(run), *_low_start(run), *_short(run)))
+    return Diagnosis(
+        kept, (*remarks, *_rewinds(run), *_calibration(run), *_loud_warm_up(run), *_low_start(run), *_short(run))
+    )
 
 
 def _settings(folder: Path) -> tuple[Config, list[str]]:
@@ -71,6 +73,15 @@ def _calibration(run: Run) -> list[str]:
     count = run.history.outcomes["amp_backoff"]
     told = f"amp_backoff {count}: fp16 lowered its loss scale; some of these are how it finds it, and no error"
     return [told] if count else []
+
+
+def _rewinds(run: Run) -> list[str]:
+    """The steps that led to one were taken back, so no rule sees them; the incidents are there."""
+    return [
+        f"rewind {row['number']}: from step {row['from_step']} back to step {row['to_step']}, "
+        f"{len(row['skipped'])} batches skipped, LR x {row['lr_factor']:g}: {row['reason']}"
+        for row in run.history.rewinds
+    ]
 
 
 def _loud_warm_up(run: Run) -> list[str]:
