@@ -62,7 +62,7 @@ def run_task(task: str, request: Request, times: dict[str, float]) -> Path:
     else:
         if _demo_missing(task, config):
             call(times, "data", "demo", DEMO[task], "--task", task)
-        resume = ["--resume"] if (folder / "last.pt").exists() and not request.exist_ok else []
+        resume = ["--resume"] if _begun(folder) and not request.exist_ok else []
         call(times, "train", os.path.relpath(request.config), *resume, *["--exist-ok"] * request.exist_ok,
              *request.overrides)  # fmt: skip
     split = "test" if _has_test(config) else "val"
@@ -75,6 +75,12 @@ def _finished(folder: Path) -> bool:
     from fsdet.engine.checkpoint import is_finished
 
     return (folder / "last.pt").exists() and is_finished(folder)
+
+
+def _begun(folder: Path) -> bool:
+    from fsdet.engine.checkpoint import candidates
+
+    return bool(candidates(folder))
 
 
 def _demo_missing(task: str, config: Config) -> bool:

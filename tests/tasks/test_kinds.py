@@ -329,7 +329,7 @@ def test_a_poisoned_weights_file_is_refused(name, small, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_rejections_ends_with_a_diagnosis_and_sound_weights(small, name, monkeypatch, capsys):
-    trainer = tasks.build(small("optim.epochs=9", "guard.max_rejected_in_row=3"))
+    trainer = tasks.build(small("optim.epochs=9", "guard.max_rejected_in_row=3", "guard.max_rewinds=0"))
     spoil(trainer.task, monkeypatch, set(range(4, 99)))
     with pytest.raises(RunFailed, match="3 steps in a row were rejected"):
         trainer.fit()

@@ -115,7 +115,7 @@ def test_a_head_rate_of_005_explodes_without_the_guard_and_is_named_by_it(small,
     totals, model = plain_loop(small(*FROZEN_NORM, *multiplied(10)), 20)
     assert not np.isfinite(totals).all() and not sound(model.state_dict().values())
 
-    more = ("optim.epochs=30", "optim.clip_norm=0", "guard.max_rejected_in_row=4", "log.every=1")
+    more = ("optim.epochs=30", "optim.clip_norm=0", "guard.max_rejected_in_row=4", "log.every=1", "guard.max_rewinds=0")
     trainer = tasks.build(small(*FROZEN_NORM, *multiplied(10), *more))
     pretrained(trainer.task)
     with pytest.raises(RunFailed, match=r"culprit: .*(box|mask|rpn|roi_heads|classifier|objectness)"):
