@@ -86,9 +86,9 @@ def _printed(rng: Rng) -> np.ndarray:
         left = int(rng.integers(6, 14))
         _line(rng, page, left, top, int(rng.integers(50, SIDE - 12 - left)), int(rng.integers(2, 4)), ink)
         top += int(rng.integers(6, 9))
-    if rng.random() < 0.7:
+    if rng.random() < 0.5:
         y, x = (int(v) for v in rng.integers(20, 100, 2))
-        tint = tone * rng.uniform(0.86, 0.97, 3)
+        tint = tone * rng.uniform(0.93, 0.98, 3)
         page[y : y + int(rng.integers(9, 14)), x : x + int(rng.integers(24, 50))] = tint
         _line(rng, page, x + 3, y + 3, 22, 3, ink)
     if rng.random() < 0.6:
@@ -124,20 +124,20 @@ def _photographed(rng: Rng, page: np.ndarray) -> np.ndarray:
 
 def _covered(rng: Rng, page: np.ndarray) -> np.ndarray:
     """A field painted over in about the tone of the paper there, and lettered again."""
-    w, h = int(rng.integers(30, 60)), int(rng.integers(12, 20))
+    w, h = int(rng.integers(46, 84)), int(rng.integers(20, 34))
     x, y = int(rng.integers(4, SIDE - w - 4)), int(rng.integers(4, SIDE - h - 4))
     out = page.copy()
     tone = np.percentile(page[y : y + h, x : x + w].reshape(-1, 3), 80, 0)
-    out[y : y + h, x : x + w] = tone + rng.uniform(4, 14) * rng.choice([-1, 1])
+    out[y : y + h, x : x + w] = tone + rng.uniform(16, 40) * rng.choice([-1, 1])
     _line(rng, out, x + 3, y + h // 2 - 2, w - 6, 4, rng.uniform(20, 70, 3))
     return out
 
 
 def _copied(rng: Rng, page: np.ndarray) -> np.ndarray:
     """A block of the page laid over another place of it, smoothed as copies of copies are."""
-    w, h = int(rng.integers(32, 56)), int(rng.integers(16, 30))
+    w, h = int(rng.integers(46, 76)), int(rng.integers(24, 40))
     (x0, x1), (y0, y1) = rng.integers(3, SIDE - w - 3, 2), rng.integers(3, SIDE - h - 3, 2)
-    block = cv2.GaussianBlur(page[y0 : y0 + h, x0 : x0 + w], (0, 0), float(rng.uniform(0.9, 1.4)))
+    block = cv2.GaussianBlur(page[y0 : y0 + h, x0 : x0 + w], (0, 0), float(rng.uniform(1.2, 2.0)))
     out = page.copy()
-    out[y1 : y1 + h, x1 : x1 + w] = block + rng.uniform(-8, 8)
+    out[y1 : y1 + h, x1 : x1 + w] = block + rng.uniform(12, 30) * rng.choice([-1, 1])
     return out
