@@ -11,7 +11,8 @@ import torch
 
 from fsdet import config, tasks
 from fsdet.cli.main import main
-from fsdet.data.shapes import mask_of
+from fsdet.data.shapes import mask_of, moved
+from fsdet.data.transforms import random_affine
 from fsdet.engine.optimizer import build_optimizer
 from fsdet.errors import DataError, RunFailed
 from tasks import others
@@ -59,13 +60,29 @@ def test_masks_boxes_and_labels_move_with_the_image(small):
         assert (batch.masks[i].numpy()[away] == (half[away] > 0.5)).all()
         assert np.abs(batch.boxes[i].numpy() - record.boxes / 2).max() <= 1.5
         assert batch.labels[i].tolist() == record.labels.tolist()
-    moved = others.built(small("data.augment.translate=0.3", "data.augment.scale=0.4"))
-    changed = moved.batch(0)
+    shaken = others.built(small("data.augment.translate=0.3", "data.augment.scale=0.4"))
+    changed = shaken.batch(0)
     for boxes, masks in zip(changed.boxes, changed.masks, strict=True):
         for box, mask in zip(boxes.tolist(), masks, strict=True):
             ys, xs = np.nonzero(mask.numpy())
             assert box == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     assert not torch.equal(changed.images, batch.images)
+
+
+def test_what_leaves_the_image_takes_its_label_along(small):
+    """Each instance is one object of the file, moved by the image's own draw, under that object's label."""
+    task = others.built(small("data.augment.translate=0.5", "data.augment.scale=0.5"))
+    store, lost = task.supply.store, 0
+    for index in range(6):
+        batch = task.batch(index)
+        for slot, (rng, i) in enumerate(task.supply.drawn(index)):
+            record = store.records[i]
+            matrix = random_affine(rng, task.supply.jitter, (32, 32), 64) * [0.5, 0.5, 1.0]  # 128 px in the file
+            every = [moved(mask_of(shape, record.size), matrix, 64) for shape in record.shapes]
+            for label, mask in zip(batch.labels[slot].tolist(), batch.masks[slot].numpy(), strict=True):
+                assert label in [record.labels[k] for k, whole in enumerate(every) if (whole == mask).all()]
+            lost += len(every) - len(batch.labels[slot])
+    assert lost > 3
 
 
 def test_an_image_without_objects_trains_too(small):
