@@ -25,6 +25,14 @@ class DataError(UserError):
     """A dataset, split, image or annotation cannot be used."""
 
 
+class SampleError(DataError):
+    """One sample cannot be used; `sample` names it, so that another can take its place."""
+
+    def __init__(self, message: str, sample: str = "") -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
 class CheckpointError(UserError):
     """A checkpoint or bank is damaged, unsafe, or of another architecture."""
 

@@ -155,6 +155,8 @@ class Guard(Section):
     window: Count = 100
     max_rewinds: Annotated[int, Field(ge=0)] = 3  # so often a run goes back to a checkpoint before too many end it
     rewind_lr: Annotated[Float, Field(gt=0, le=1)] = 0.5  # multiplies the LR each time it goes back
+    max_quarantined: Share = 0.01  # of the training's samples; more that cannot be used end the run
+    loader_timeout: Positive = 600.0  # seconds without a batch after which hung loader workers are started again
     init_scale: Positive = 8192.0  # fp16 only
     growth_interval: Count | None = None  # None: a tenth of the run's steps, 20 at least and 200 at most
     min_scale: Positive = 1.0  # below: alert; abort after max_low_scale steps in a row

@@ -73,6 +73,14 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """A sample that was drawn for a batch and could not be used, so that another stands in its place; and why."""
+
+    sample: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class EpisodePlan:
     """Which instances and images make episode `index`: indices only, so it can be printed and repeated.
 
@@ -123,7 +131,8 @@ class Episode:
     """One batch of any stage; stage 1 is an episode with N = 0.
 
     query [B, 3, H, W] float32 RGB in [0, 1]; targets; support [S, 3, h, w]; support_boxes [S, 4] xyxy px of the
-    support crop; support_way [S] int64 in 0..N-1; class_ids [N] data-set classes; image_ids of the queries.
+    support crop; support_way [S] int64 in 0..N-1; class_ids [N] data-set classes; image_ids of the queries; replaced:
+    what was drawn for it and could not be used.
     """
 
     index: int
@@ -134,6 +143,7 @@ class Episode:
     support_way: Tensor
     class_ids: Tensor
     image_ids: tuple[str, ...]
+    replaced: tuple[Replaced, ...] = ()
 
     def __post_init__(self) -> None:
         b, s = self.query.shape[0], self.support.shape[0]
@@ -168,6 +178,17 @@ class Episode:
         support = _bad_rows(self.support) | _bad_rows(self.support_boxes)
         named = [name for name, bad in zip(self.image_ids, query.tolist(), strict=True) if bad]
         return (*named, *(f"support {i}" for i in support.nonzero().flatten().tolist()))
+
+    def halves(self) -> "tuple[Episode, Episode]":
+        """Two episodes of half the queries each, with all supports: what to run where the whole does not fit."""
+        if len(self.image_ids) < 2:
+            raise ShapeError(f"Episode.halves expects 2 queries or more, got {len(self.image_ids)}")
+        cut = (len(self.image_ids) + 1) // 2
+        return self._rows(slice(None, cut)), self._rows(slice(cut, None))
+
+    def _rows(self, rows: slice) -> "Episode":
+        targets = Targets(*(getattr(self.targets, f.name)[rows] for f in fields(self.targets)))
+        return replace(self, query=self.query[rows], targets=targets, image_ids=self.image_ids[rows])
 
     def to(self, device: torch.device) -> "Episode":
         move = {n: getattr(self, n).to(device, non_blocking=True)
@@ -294,7 +315,12 @@ class Task(Protocol):
         ...
 
     def batch(self, index: int) -> Any:
-        """Batch `index` on the host, a pure function of (seed, index), with .to() and .image_ids; runs in workers."""
+        """Batch `index` on the host, a pure function of (seed, index), with .to() and .image_ids; runs in workers.
+
+        A batch may have .finite(), asked before it is used; .halves(), two batches of half its images, for where it
+        does not fit into memory; .replaced, the samples that could not be used and that others stand for. `samples`,
+        where a task has it, is the number of samples that it draws from.
+        """
         ...
 
     def losses(self, batch: Any) -> LossReport:

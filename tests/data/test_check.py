@@ -4,12 +4,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dataset_files import coco, coco_document, data_yaml, image, voc, yolo
+from fsdet.cli.main import main
+from fsdet.data import check as module
 from fsdet.data import sources
 from fsdet.data.check import check
+from fsdet.data.images import read_rgb
 
 
 @pytest.fixture
@@ -98,3 +102,75 @@ def test_faulty_labels_that_were_dropped_are_told_again(root):
     report = check(sources.load(root), k=1)
     assert report.ok and report.warnings[0].startswith("1 faulty")
     assert "no width or height" in str(report) and "val/boxes.json: annotation 1" in str(report)
+
+
+def saved_again(source, target, **how):
+    with Image.open(source) as picture:
+        picture.resize(how.pop("size", picture.size)).save(target, **how)
+
+
+def photo(path, seed):
+    """Something smooth, as photographs are; noise changes when it is saved again."""
+    cells = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    Image.fromarray(cells).resize((60, 40), Image.Resampling.BICUBIC).save(path, quality=95)
+
+
+def test_the_same_pixels_in_files_of_other_bytes_are_a_leak_that_a_deep_check_finds(root):
+    saved_again(root / "train/b.jpg", root / "test/b.png")
+    document = coco_document()
+    document["images"][1]["file_name"] = "b.png"
+    (root / "test/boxes.json").write_text(json.dumps(document))
+    loaded = sources.load(root)
+    assert check(loaded, deep=False, k=1).ok
+    (error,) = check(loaded, deep=True, k=1).errors
+    assert error == "leak: 1 images of test are also in train: train/b.jpg = test/b.png"
+
+
+@pytest.mark.parametrize("how", [{"quality": 30}, {"quality": 80, "size": (33, 22)}])
+def test_a_picture_that_was_saved_again_is_told_and_another_is_not(root, how):
+    for seed, split in enumerate(("train", "val", "test")):
+        photo(root / split / "a.jpg", seed)
+    assert check(sources.load(root), deep=True, k=1).warnings == []
+    saved_again(root / "train/a.jpg", root / "val/a.jpg", **how)
+    report = check(sources.load(root), deep=True, k=1)
+    (warning,) = report.warnings
+    assert warning == "1 images of val look like images of train, saved again: train/a.jpg ~ val/a.jpg"
+
+
+def test_every_fault_has_its_place_and_the_policy_decides_what_it_is(tmp_path):
+    yolo(tmp_path / "train")
+    data_yaml(tmp_path, train="train/images", names=["cat", "dog"])
+    lines = ["0 0.5 0.5 0.2 0.2", *["0 nan 0.5 0.1 0.1"] * 40, "5 0.5 0.5 0.1 0.1"]
+    (tmp_path / "train/labels/a.txt").write_text("\n".join(lines))
+    (tmp_path / "train/images/b.jpg").write_bytes(b"")
+    loaded = sources.load(tmp_path)
+    report = check(loaded, k=1)
+    assert len(report.places) == 42 and report.ok
+    assert "train/labels/a.txt:2: not finite (dropped)" in report.places
+    assert "train/labels/a.txt:42: unknown class (dropped)" in report.places
+    assert "train/images/b.jpg: unreadable image (dropped)" in report.places
+    assert "and 12 more; --list FILE" in str(report)
+    (error,) = check(loaded, k=1, policy="fail").errors
+    assert error.startswith("42 faulty labels or files")
+
+
+def test_the_command_writes_the_list_and_ends_with_2_under_fail(tmp_path, capsys):
+    yolo(tmp_path / "train")
+    data_yaml(tmp_path, train="train/images", names=["cat", "dog"])
+    (tmp_path / "train/labels/a.txt").write_text("0 0.5 0.5 0.2 0.2\n0 nan 0.5 0.1 0.1\n")
+    command = ["data", "check", str(tmp_path), "--shots", "1", "--list", str(tmp_path / "faults.txt")]
+    assert main(command) == 0 and main([*command, "--policy", "fail"]) == 2
+    head, fault, *_ = (tmp_path / "faults.txt").read_text().splitlines()
+    assert fault == "train/labels/a.txt:2: not finite (dropped)" and "faults: 1" in capsys.readouterr().out
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main([*command[:-1], str(tmp_path / "notes.txt")]) == 2 and (tmp_path / "notes.txt").read_text() == "mine"
+    assert head.startswith("#")
+
+
+def test_headers_alone_are_read_unless_it_is_deep(root, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(module, "read_rgb", lambda path: decoded.append(path) or read_rgb(path))
+    check(sources.load(root), k=1)
+    assert decoded == []
+    check(sources.load(root), deep=True, k=1)
+    assert len(decoded) == 6

@@ -94,6 +94,7 @@ def test_the_rows_of_the_way_that_was_left_are_gone_and_the_incidents_are_not(tm
     assert sorted(p.name for p in (tmp_path / "r/incidents").iterdir()) == [
         "step_12", "step_12_batch_13", "step_12_batch_14"]  # fmt: skip
     assert "rewind 1 of 3: back from step 12 to step 10" in (tmp_path / "r/training_debug.log").read_text()
+    assert load(tmp_path / "r/last.pt")["guard"]["incidents"] == 3, "their number is bounded over the whole run"
     history = read_history(tmp_path / "r")
     assert len(history.rewinds) == 1 and history.rejected == [] and history.last_step == 17
 
@@ -116,7 +117,7 @@ def test_what_is_wrong_with_the_weights_is_cured_by_going_back(tmp_path):
 
 def test_after_the_last_rewind_the_run_ends_with_all_that_was_tried_and_a_sound_checkpoint(tmp_path):
     with pytest.raises(RunFailed) as failed:
-        trainer(task_with(range(6, 999)), tmp_path / "r", changes={"epochs": 5}, guard=STRICT,
+        trainer(task_with(range(4, 999)), tmp_path / "r", changes={"epochs": 5}, guard=STRICT,
                 save=Save(every_steps=2, keep=3)).fit()  # fmt: skip
     told = str(failed.value)
     assert failed.value.exit_code == 1
@@ -132,11 +133,11 @@ def test_after_the_last_rewind_the_run_ends_with_all_that_was_tried_and_a_sound_
     assert told in (tmp_path / "r/training_debug.log").read_text()
     _, state = newest(tmp_path / "r")
     rewinds = state["position"]["rewinds"]
-    assert [r["to_step"] for r in rewinds] == [6, 4, 6], "the second time one before it: the first led nowhere"
-    assert (state["step"], state["batch"], state["finished"]) == (6, 18, False)
-    assert [r["skipped"] for r in rewinds] == [[6, 7, 8], [9, 10, 11], [12, 13, 14]]
+    assert [r["to_step"] for r in rewinds] == [4, 2, 4], "the second time one before it: the first led nowhere"
+    assert (state["step"], state["batch"], state["finished"]) == (4, 16, False)
+    assert [r["skipped"] for r in rewinds] == [[4, 5, 6], [7, 8, 9], [10, 11, 12]]
     with pytest.raises(RunFailed, match=r"(?s)rewind 3 of 3.*doctor"):  # a resume counts on
-        trainer(task_with(range(6, 999)), tmp_path / "r", changes={"epochs": 5}, guard=STRICT, resume=True).fit()
+        trainer(task_with(range(4, 999)), tmp_path / "r", changes={"epochs": 5}, guard=STRICT, resume=True).fit()
 
 
 @pytest.mark.parametrize("freeze", [["backbone", "head"], {1: [], 2: ["backbone", "head"]}])
@@ -209,6 +210,28 @@ def test_a_kill_within_a_rewind_costs_nothing(tmp_path, twice, monkeypatch, owne
         trainer(task_with(BAD), tmp_path / "r", **COMMON).fit()
     trainer(task_with(BAD), tmp_path / "r", resume=True, **COMMON).fit()
     assert same(load(twice / "last.pt"), load(tmp_path / "r/last.pt")) and files(twice) == files(tmp_path / "r")
+
+
+def test_a_resume_from_before_a_rewind_rewinds_anew_and_tells_it_once(tmp_path, twice):
+    """What was saved after it is damaged: the older checkpoint knows of no rewind, so its row has to go."""
+    task = pull_the_plug_at(ToyTask(batches_per_epoch=EPOCH), 13)
+    plug, bad = task.spoil, task_with(BAD).spoil
+    task.spoil = lambda b, r: bad(b, plug(b, r))
+    with pytest.raises(Power):
+        trainer(task, tmp_path / "r", **COMMON).fit()
+    assert len(rows(tmp_path / "r", "rewind")) == 1
+    for path in (tmp_path / "r").glob("*.pt"):
+        if load(path)["step"] > 4:
+            path.write_bytes(b"")
+    trainer(task_with(BAD), tmp_path / "r", resume=True, **COMMON).fit()
+    assert same(load(twice / "last.pt"), load(tmp_path / "r/last.pt")) and files(twice) == files(tmp_path / "r")
+
+
+def test_a_batch_that_was_rejected_before_the_checkpoint_is_not_named_again(tmp_path):
+    trainer(task_with({1, 5, 6, 7}), tmp_path / "r", guard=STRICT, save=Save(every_steps=3)).fit()
+    [row] = rows(tmp_path / "r", "rewind")
+    assert (row["to_step"], row["to_batch"], row["skipped"]) == (3, 4, [5, 6, 7])
+    assert [r["batch"] for r in rows(tmp_path / "r", "step") if r["outcome"] == "bad_loss"] == [2]
 
 
 def test_a_position_passes_over_what_is_skipped():

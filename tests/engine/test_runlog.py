@@ -16,10 +16,11 @@ from PIL import Image
 
 from engine.test_guard import report
 from engine.test_step import spoiled
-from engine.test_trainer import rows
+from engine.test_trainer import rows, same
 from engine.toy import ToyTask, trainer
 from fsdet.config import Log, Wandb
 from fsdet.engine import runlog
+from fsdet.engine.checkpoint import load
 from fsdet.engine.guard import Flag
 from fsdet.engine.records import Records, cut_rows, input_block
 from fsdet.engine.runlog import AXIS, RunLog, step_values
@@ -286,3 +287,39 @@ def test_a_rejected_step_alerts_with_its_culprit_and_its_report(tmp_path, monkey
     ((title, text),) = [a for a in alerts if "rejected" in a[0]]
     assert title == "step rejected: bad_loss" and "step 3: bbox_loss (rows [1] of image_3_1)" in text
     assert str(tmp_path / "r/incidents/step_3/report.json") in text
+
+
+class Full:
+    """An open file whose disk has no space any more."""
+
+    def __init__(self, file):
+        self.file, self.fileno = file, file.fileno
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def close(self):
+        self.file.close()
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl", "training_debug.log", "results.csv"])
+def test_a_disk_that_is_full_for_a_log_costs_one_warning_and_no_step(tmp_path, caplog, name):
+    files = []
+
+    def spoil(batch, report):
+        if batch.index == 4 and name == "results.csv":
+            (tmp_path / "r" / name).mkdir()
+        elif batch.index == 4:
+            files.append(run.log.records._files[name])
+            run.log.records._files[name] = Full(files[0])
+        return report
+
+    run = trainer(ToyTask(spoil=spoil, batches_per_epoch=10), tmp_path / "r", changes={"epochs": 1})
+    assert run.fit().steps == 10
+    for file in files:
+        file.close()
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(told) == 1 and name in told[0]
+    trainer(ToyTask(batches_per_epoch=10), tmp_path / "a", changes={"epochs": 1}).fit()
+    assert same(load(tmp_path / "a/last.pt")["model"], load(tmp_path / "r/last.pt")["model"])

@@ -67,6 +67,7 @@ def test_a_disk_that_refuses_for_a_while_changes_nothing_but_a_warning(tmp_path,
     trainer(ToyTask(), tmp_path / "a", save=Save(every_steps=1)).fit()
     with monkeypatch.context() as patch:
         patch.setattr(saving, "RETRY_SECONDS", 0)
+        patch.setattr(checkpoint.threading, "Thread", Now)
         task = ToyTask()
         refusing(patch, range(2, 7), task, error)
         trainer(task, tmp_path / "b", save=Save(every_steps=1)).fit()
@@ -159,10 +160,10 @@ def test_the_beginning_is_kept_until_something_is_saved(tmp_path):
 def test_a_file_of_a_rewind_that_was_killed_while_it_was_saved_is_no_place_to_go_back_to(tmp_path):
     """Its step file was there already, last.pt was not: who goes on from last.pt has not come to that rewind."""
     run = trainer(ToyTask(), tmp_path / "r")
-    run.controller.step, run.position.batch = 1, 4
+    run.controller.step, run.position.batch, run.guard.in_row = 1, 4, 1
     run.saver.save(wait=True)
     before = (tmp_path / "r/last.pt").read_bytes()
-    run.position.batch, run.position.rewinds = 6, [{"to_step": 1, "skipped": [4, 5]}]
+    run.position.batch, run.position.rewinds, run.guard.in_row = 6, [{"to_step": 1, "skipped": [4, 5]}], 0
     run.saver.save(wait=True)
     (tmp_path / "r/manifest.json").unlink()
     (tmp_path / "r/last.pt").write_bytes(before)

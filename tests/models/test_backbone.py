@@ -74,6 +74,58 @@ def test_a_payload_in_a_weights_file_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def built_by_the_file(call):
+    """What a file holds that has a class of an admitted name called with arguments of its own."""
+
+    class Called:
+        def __reduce__(self):
+            return call
+
+    return Called()
+
+
+def with_activation(code):
+    """A model description from which ultralytics builds a model, by `eval` of the activation that it names."""
+    return {"activation": code, "nc": 1, "scales": {"n": [0.33, 0.25, 1024]}, "scale": "n",
+            "backbone": [[-1, 1, "Conv", [8, 3, 2]]], "head": [[[0], 1, "Detect", ["nc"]]]}  # fmt: skip
+
+
+def test_a_layer_that_a_file_has_called_does_nothing(tmp_path):
+    code = f"__import__('os').mkdir({str(tmp_path / 'owned')!r}) or torch.nn.SiLU()"
+    call = (DetectionModel, (with_activation(code),))
+    torch.save({"model": built_by_the_file(call)}, tmp_path / "bad.pt")
+    try:
+        assert read_weights(tmp_path / "bad.pt") == {}
+    finally:
+        assert not (tmp_path / "owned").exists()
+    DetectionModel(with_activation(code), verbose=False)
+    assert (tmp_path / "owned").exists(), "the payload is one"
+
+
+def test_the_tensors_of_a_stored_model_are_its_state_dict(tmp_path):
+    model = DetectionModel("yolov8n.yaml", nc=3, verbose=False)
+    model.register_buffer("left_out", torch.ones(1), persistent=False)
+    torch.save({"model": model}, tmp_path / "weights.pt")
+    given, want = read_weights(tmp_path / "weights.pt"), model.state_dict()
+    assert list(given) == list(want)
+    assert all(torch.equal(given[name], value) or not value.is_floating_point() for name, value in want.items())
+
+
+def test_layers_within_themselves_end_with_a_word(tmp_path):
+    loop = torch.nn.Sequential()
+    loop._modules["again"] = loop
+    torch.save({"model": loop}, tmp_path / "loop.pt")
+    with pytest.raises(CheckpointError, match="without end"):
+        read_weights(tmp_path / "loop.pt")
+
+
+def test_a_function_of_an_admitted_module_is_refused(tmp_path):
+    call = (torch.nn.modules.activation._is_make_fx_tracing, ())
+    torch.save({"model": built_by_the_file(call)}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"_is_make_fx_tracing.*do not trust"):
+        read_weights(tmp_path / "bad.pt")
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 torn"])
 def test_damaged_weights_are_named(tmp_path, content):
     (tmp_path / "torn.pt").write_bytes(content)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from fsdet.cli._arguments import count, numbers
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
-from fsdet.files import is_json_with, refuse_foreign
+from fsdet.files import is_json_with, refuse_foreign, write_durably
 
 if TYPE_CHECKING:
     from fsdet.data.shots import ShotFile
     from fsdet.data.sources import DataSet
+
+LIST_HEAD = "# faults found by fsdet data check"
 
 
 DEMOS = {  # task: the module that draws its demo set, and its function
@@ -41,6 +43,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     check.add_argument("--task", choices=tuple(DEMOS), default="fewshot", help="classifier: a folder for each class")
     check.add_argument("--deep", action="store_true", help="decode every image, which alone finds truncated ones")
     check.add_argument("--shots", type=count, default=10, metavar="K", help="instances wanted of each class (10)")
+    check.add_argument(
+        "--policy", choices=("drop", "fail"), default="drop", help="whether faulty labels make a data set unfit (drop)"
+    )
+    check.add_argument("--list", type=Path, metavar="FILE", help="write every fault, file:line, one a line")
     _shots_arguments(actions.add_parser("shots", help="draw K-shot sets, or read published ones, for data.shots"))
     convert = actions.add_parser("convert", help="write a data set in another format")
     convert.add_argument("data", type=Path, metavar="DATA")
@@ -87,10 +93,19 @@ def _check(args: argparse.Namespace) -> int:
     from fsdet.data.check import check
     from fsdet.data.folders import load_folders
 
+    if args.list is not None:
+        refuse_foreign(args.list, "a list of faults", _is_list)
     data = load_folders(args.data) if args.task == "classifier" else sources.load(args.data)
-    report = check(data, deep=args.deep, k=args.shots)
+    report = check(data, deep=args.deep, k=args.shots, policy=args.policy)
+    if args.list is not None:
+        write_durably(args.list, "".join(f"{row}\n" for row in [LIST_HEAD, *report.places, *report.errors]).encode())
     print(report)
     return 0 if report.ok else 2
+
+
+def _is_list(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(LIST_HEAD)) == LIST_HEAD.encode()
 
 
 def _shots(args: argparse.Namespace) -> int:

@@ -7,11 +7,11 @@ signal. Any other exception is a bug of this package and keeps its traceback.
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from fsdet import __version__
+from fsdet.cli._output import give_up, open_streams
 from fsdet.command import typed
 from fsdet.errors import FsdetError, did_you_mean, explain
 from fsdet.progress import log_to_console
@@ -66,6 +66,7 @@ def _run_verb(argv: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
+    open_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -91,5 +92,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        give_up()
         return PIPE_CLOSED

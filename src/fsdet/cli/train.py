@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fsdet import config
 from fsdet.cli._arguments import existing, parse_with_overrides
+from fsdet.cli._output import say
 from fsdet.cli.report import draw_curves
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = tasks.build(settings, resume=args.resume is not None, exist_ok=args.exist_ok)
     result = trainer.fit()
     draw_curves(result.folder)
-    print(f"{result.steps} steps; run folder: {result.folder}")
+    say(f"{result.steps} steps; run folder: {result.folder}")
     return 0
 
 

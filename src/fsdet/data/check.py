@@ -4,12 +4,13 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from fsdet.data.images import image_size, read_rgb
@@ -18,15 +19,22 @@ from fsdet.errors import DataError
 from fsdet.types import ImageRecord
 
 SHOWN = 5
+LISTED = 30  # faults that are printed
+SMALL = 16  # px, side of the copies by which pictures are compared
+ALIKE = 3.0  # of 255, mean difference of small copies: up to 2.7 saved again, 7.4 between the nearest of the demo set
 SEPARATE = ("train", "support"), ("val",), ("test",)  # groups that may not share an image
 
 
 @dataclass
 class CheckReport:
-    """errors make a data set unfit (exit 2); warnings do not. table: objects and images of each class per split."""
+    """errors make a data set unfit (exit 2); warnings do not. table: objects and images of each class per split.
+
+    places: `file:line: what is at fault (what was done)` of every faulty label and file that the reader met.
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     loaded: str = ""
     table: str = ""
 
@@ -36,26 +44,33 @@ class CheckReport:
 
     def __str__(self) -> str:
         lines = [self.table, "", "as loaded:", *(f"  {line}" for line in self.loaded.splitlines())]
+        if self.places:
+            rest = len(self.places) - LISTED
+            more = [f"  and {rest} more; --list FILE writes all of them"] if rest > 0 else []
+            lines += ["", f"faults: {len(self.places)}", *(f"  {row}" for row in self.places[:LISTED]), *more]
         for title, rows in (("errors", self.errors), ("warnings", self.warnings)):
             lines += ["", f"{title}: {len(rows)}", *(f"  {row}" for row in rows)]
         return "\n".join(lines)
 
 
-def check(dataset: DataSet, deep: bool = False, k: int = 10) -> CheckReport:
+def check(dataset: DataSet, deep: bool = False, k: int = 10, policy: str = "drop") -> CheckReport:
     """Check every image and annotation of the loaded splits.
 
     Args:
-        deep: decode every image completely (only that finds a truncated one), not just its header.
+        deep: decode every image completely, not just its header: only that finds a truncated one, and one picture in
+            two files whose bytes differ.
         k: shots that are wanted of each class in split `support` (or `train` without one).
+        policy: "drop": faulty labels and files are a warning, as training leaves them out; "fail": an error.
     """
-    report = CheckReport(loaded=str(dataset.report), table=class_table(dataset))
+    report = CheckReport(loaded=str(dataset.report), table=class_table(dataset), places=dataset.report.places())
     if dataset.report.faults:
-        report.warnings.append(
-            f"{dataset.report.faults} faulty labels or files were dropped or clipped, see 'as loaded'"
-        )
+        told = report.errors if policy == "fail" else report.warnings
+        told.append(f"{dataset.report.faults} faulty labels or files were dropped or clipped, see 'as loaded'")
     unique = {record.path: record for split in dataset.splits for record in dataset.split(split)}
-    _images(list(unique.values()), deep, dataset.root, report)
-    _copies(dataset, list(unique), report)
+    looks = _images(list(unique.values()), deep, dataset.root, report)
+    content = _contents(list(unique)) | {path: look.digest for path, look in looks.items()}
+    _copies(dataset, content, report)
+    _alike(dataset, looks, content, report)
     _thin_classes(dataset, k, report)
     return report
 
@@ -85,10 +100,32 @@ def _counts(records: Iterable[ImageRecord], classes: int) -> tuple[np.ndarray, n
     return objects, images
 
 
-def _images(records: list[ImageRecord], deep: bool, root: Path, report: CheckReport) -> None:
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a decoded image is known by: a digest of its pixels, and a small grey copy, [SMALL, SMALL] float32."""
+
+    digest: str
+    small: np.ndarray
+
+
+def look_at(pixels: np.ndarray) -> Look:
+    """The Look of uint8 [H, W, 3] RGB."""
+    digest = hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    small = cv2.resize(pixels, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
+    return Look(digest, small.astype(np.float32).mean(2))
+
+
+def _images(records: list[ImageRecord], deep: bool, root: Path, report: CheckReport) -> dict[Path, Look]:
+    """Damage and sizes into the report; the looks of what was decoded, which is nothing unless `deep`."""
+    looks: dict[Path, Look] = {}
+
     def look(record: ImageRecord) -> str | None:
         try:
-            size = read_rgb(record.path).shape[:2] if deep else image_size(record.path)
+            if deep:
+                pixels = read_rgb(record.path)
+                size, looks[record.path] = pixels.shape[:2], look_at(pixels)
+            else:
+                size = image_size(record.path)
         except DataError as error:
             return str(error)
         if tuple(size) == record.size:
@@ -97,6 +134,7 @@ def _images(records: list[ImageRecord], deep: bool, root: Path, report: CheckRep
         return f"{_show(record.path, root)}: annotated as {_size(record.size)}, the image is {_size(size)}{turned}"
 
     report.errors += [problem for problem in _parallel(look, records) if problem]
+    return looks
 
 
 def _parallel(work: Callable, items: list) -> list:
@@ -108,9 +146,8 @@ def _size(size: tuple[int, ...]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def _copies(dataset: DataSet, paths: list[Path], report: CheckReport) -> None:
-    """Same bytes twice: an error across train / val / test, a warning inside one of them."""
-    content = _contents(paths)
+def _copies(dataset: DataSet, content: Mapping[Path, str], report: CheckReport) -> None:
+    """The same content twice: an error across train / val / test, a warning inside one of them."""
     where: dict[str, dict[int, set[Path]]] = defaultdict(lambda: defaultdict(set))
     for split in dataset.splits:
         group = next(number for number, splits in enumerate(SEPARATE) if split in splits)
@@ -132,6 +169,36 @@ def _copies(dataset: DataSet, paths: list[Path], report: CheckReport) -> None:
         )
     for group, found in sorted(twice.items()):
         report.warnings.append(f"{len(found)} images are in {SEPARATE[group][0]} more than once: {_some(found)}")
+
+
+def _alike(dataset: DataSet, looks: Mapping[Path, Look], content: Mapping[Path, str], report: CheckReport) -> None:
+    """Pictures saved again, in another size or quality, that are in two of train / val / test: a warning."""
+    groups: dict[Path, int] = {}
+    for split in dataset.splits:
+        group = next(number for number, splits in enumerate(SEPARATE) if split in splits)
+        groups |= {record.path: group for record in dataset.split(split) if record.path in looks}
+    found: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for pair in _near(list(groups), looks):
+        one, other = sorted(pair, key=lambda path: groups[path])
+        if groups[one] != groups[other] and content[one] != content[other]:
+            found[groups[one], groups[other]].append(f"{_show(one, dataset.root)} ~ {_show(other, dataset.root)}")
+    for (one, other), pairs in sorted(found.items()):
+        title = f"{len(pairs)} images of {SEPARATE[other][0]} look like images of {SEPARATE[one][0]}"
+        report.warnings.append(f"{title}, saved again: {_some(sorted(pairs))}")
+
+
+def _near(paths: list[Path], looks: Mapping[Path, Look]) -> Iterator[tuple[Path, Path]]:
+    """Pairs whose small copies differ by less than ALIKE: by their mean they differ by no more, so most are not met."""
+    if not paths:
+        return
+    small = np.stack([looks[path].small.ravel() for path in paths])
+    order = np.argsort(small.mean(1), kind="stable")
+    small, mean = small[order], small.mean(1)[order]
+    last = np.searchsorted(mean, mean + ALIKE)
+    for i in range(len(paths)):
+        others = np.abs(small[i + 1 : last[i]] - small[i]).mean(1)
+        for j in np.flatnonzero(others < ALIKE).tolist():
+            yield paths[order[i]], paths[order[i + 1 + j]]
 
 
 def _contents(paths: list[Path]) -> dict[Path, str]:

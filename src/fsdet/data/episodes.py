@@ -51,6 +51,18 @@ class EpochPlanner:
         chosen = self._order(epoch)[batch * self.queries : (batch + 1) * self.queries]
         return EpisodePlan(index, (), (), tuple(int(i) for i in chosen))
 
+    def substitute(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
+        """An image to stand for `query`, which cannot be used."""
+        return int(rng.integers(self.images))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the cache of orders, which no spawned worker could be handed."""
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
 
 class BalancedPlanner:
     """Stage 3: every base class equally often, then one of its images; N = 0."""
@@ -67,6 +79,11 @@ class BalancedPlanner:
         rng = np.random.default_rng((self.seed, 5, index))
         chosen = [self.holding[c] for c in rng.integers(len(self.holding), size=self.queries)]
         return EpisodePlan(index, (), (), tuple(images[int(rng.integers(len(images)))] for images in chosen))
+
+    def substitute(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
+        """An image to stand for `query`, which cannot be used: drawn as every other."""
+        images = self.holding[int(rng.integers(len(self.holding)))]
+        return images[int(rng.integers(len(images)))]
 
 
 def _some(records: Sequence[ImageRecord]) -> int:
@@ -95,9 +112,12 @@ class EpisodePlanner:
             need, have = f"at least {settings.ways} classes with instances (episode.ways)", f"{len(self.classes)}"
             raise DataError(explain(need, have, "split train", "lower episode.ways or add images"))
 
-    def plan(self, index: int) -> EpisodePlan:
-        """Episode `index`. No query is also a support image of the episode, as far as the set has other images."""
-        s, rng = self.settings, np.random.default_rng((self.seed, 2, index))
+    def plan(self, index: int, draw: int = 0) -> EpisodePlan:
+        """Episode `index`. No query is also a support image of the episode, as far as the set has other images.
+
+        draw: the first that can be made counts; others stand in for it.
+        """
+        s, rng = self.settings, np.random.default_rng((self.seed, 2, index, draw) if draw else (self.seed, 2, index))
         ways = rng.choice(self.classes, s.ways, replace=False)
         supports = []
         for way, c in enumerate(ways):
@@ -126,3 +146,17 @@ class EpisodePlanner:
         return (
             self._query(rng, np.asarray(plan.class_ids), set(), negative) if negative else int(rng.integers(self.count))
         )
+
+    def substitute(self, rng: np.random.Generator, plan: EpisodePlan, query: int) -> int:
+        """An image to stand for `query`, which cannot be used; it shows a way of the episode where that one did."""
+        ways = np.asarray(plan.class_ids)
+        used = {record for _, record, _ in plan.supports} | {query}
+        return self._query(rng, ways, used, negative=not self.present[query, ways].any())
+
+    def substitute_support(self, rng: np.random.Generator, plan: EpisodePlan, slot: int) -> tuple[int, int]:
+        """An instance (record, box) of the same class to stand for support `slot`, in no query's image if possible."""
+        way, record, _ = plan.supports[slot]
+        found = self.instances[plan.class_ids[way]]
+        shown = {record, *plan.queries}
+        choice = [pick for pick in found if pick[0] not in shown] or found
+        return choice[int(rng.integers(len(choice)))]

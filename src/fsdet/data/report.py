@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from fsdet.errors import DataError
 
-EXAMPLES = 20  # places remembered per finding
+EXAMPLES = 1000  # places remembered per finding
 SHOWN = 3  # places printed per finding
+PER_KIND = 20  # places of one kind in the error of policy="fail", so that others are seen
 LISTED = 30  # lines in the error of policy="fail"
 
 # kind: (what was done about it, whether policy="fail" refuses the data because of it)
@@ -106,6 +107,15 @@ class Report:
         """How many of the findings are faults of the data rather than habits of a format."""
         return sum(finding.count for finding in self if finding.fault)
 
+    def places(self) -> list[str]:
+        """`file:line: what is at fault (what was done)` of the faults, EXAMPLES of each kind at most."""
+        return [
+            f"{place}: {finding.kind}{': ' + finding.detail if finding.detail else ''} ({KINDS[finding.kind][0]})"
+            for finding in self
+            if finding.fault
+            for place in finding.examples or [""]
+        ]
+
     def raise_faults(self, where: str) -> None:
         """What policy="fail" does: one DataError that lists all faults (capped, with the total)."""
         if not self.faults:
@@ -114,7 +124,7 @@ class Report:
             f"  {place or finding.detail}: {finding.kind}{' (' + finding.detail + ')' if finding.detail else ''}"
             for finding in self
             if finding.fault
-            for place in finding.examples or [""]
+            for place in finding.examples[:PER_KIND] or [""]
         ]
         rest = self.faults - len(lines[:LISTED])
         more = [f"  and {rest} more"] if rest > 0 else []

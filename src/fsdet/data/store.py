@@ -8,6 +8,7 @@ import numpy as np
 
 from fsdet.data.images import read_rgb
 from fsdet.data.transforms import Sample, resize_long
+from fsdet.errors import DataError, SampleError
 from fsdet.types import ImageRecord
 
 AUTO_BYTES = 2 << 30  # what `cache: auto` may hold; forked loader workers share it
@@ -25,19 +26,41 @@ class ImageStore:
         self._kept: dict[int, np.ndarray] = {}
 
     def fill(self, threads: int = 2) -> int:
-        """Decode ahead, in order, while the budget lasts; call before loader workers fork. Returns images held."""
+        """Decode ahead, in order, while the budget lasts; call before loader workers fork. Returns images held.
+
+        An image that cannot be read is left out, and raises when it is asked for.
+        """
         per_image = self.size * self.size * 3
         first = range(min(len(self.records), self.cache_bytes // per_image))
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            for index, image in zip(first, pool.map(self._read, first), strict=True):
-                self._kept[index] = image
+            for index, image in zip(first, pool.map(self._read_or_none, first), strict=True):
+                if image is not None:
+                    self._kept[index] = image
         return len(self._kept)
 
     def _read(self, index: int) -> np.ndarray:
-        return resize_long(read_rgb(self.records[index].path), self.size)[0]
+        record = self.records[index]
+        try:
+            return resize_long(read_rgb(record.path), self.size)[0]
+        except DataError as error:
+            raise SampleError(str(error), record.image_id) from error
+
+    def _read_or_none(self, index: int) -> np.ndarray | None:
+        try:
+            return self._read(index)
+        except SampleError:
+            return None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the cache: a worker that is spawned reads for itself, one that is forked shares these pages."""
+        return {**vars(self), "_kept": {}}
 
     def sample(self, index: int, wanted: int | None = None) -> Sample:
-        """Record `index`: pixels at training size and its boxes on them, crowd boxes but `wanted` left out."""
+        """Record `index`: pixels at training size and its boxes on them, crowd boxes but `wanted` left out.
+
+        Raises:
+            SampleError: the image cannot be read.
+        """
         record = self.records[index]
         image = self._kept[index] if index in self._kept else self._read(index)
         scale = np.array([image.shape[1] / record.size[1], image.shape[0] / record.size[0]] * 2, np.float32)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fsdet.engine.quarantine import Quarantine
 from fsdet.errors import FsdetError, RunFailed
-from fsdet.types import Task
+from fsdet.types import Replaced, Task
 
 log = logging.getLogger("fsdet")
 RESTARTS = 3  # of a dead worker pool at one position
-HUNG_SECONDS, CHECK_SECONDS = 600, 20
+HUNG_SECONDS, CHECK_SECONDS = 600, 5
 MISTAKES = (
     FsdetError,
     OSError,
@@ -38,8 +39,8 @@ MISTAKES = (
 class Failed:
     """What stands for a batch that could not be made; the step rejects it as bad_input."""
 
-    def __init__(self, index: int, reason: str) -> None:
-        self.index, self.reason, self.image_ids = index, reason, (f"batch {index}",)
+    def __init__(self, index: int, reason: str, replaced: tuple[Replaced, ...] = ()) -> None:
+        self.index, self.reason, self.image_ids, self.replaced = index, reason, (f"batch {index}",), replaced
 
     def finite(self) -> bool:
         return False
@@ -60,7 +61,8 @@ class _Batches(Dataset):
             return batch
         except MISTAKES as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            return Failed(index, f"{type(error).__name__}: {error} ({frame.name}, line {frame.lineno})")
+            reason = f"{type(error).__name__}: {error} ({frame.name}, line {frame.lineno})"
+            return Failed(index, reason, getattr(error, "replaced", ()))
 
 
 class _Positions(Sampler):
@@ -77,22 +79,34 @@ class Feed:
 
     `skipped` ones are not even made. `seek` goes on elsewhere, in the iteration that is under way.
 
-    workers: loader processes of one thread each, at most one a CPU; 0 makes batches in this process. A pool that dies
-    or hangs is started again at the same position, at most RESTARTS times in a row.
+    workers: loader processes of one thread each, at most one a CPU; 0 makes batches in this process. A pool that dies,
+    or gives nothing for `timeout` seconds, is started again at the same position, at most RESTARTS times in a row.
+    quarantine: hears of every batch before it is handed out.
     """
 
-    def __init__(self, task: Task, start: int, stop: int | None, workers: int, pin: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        start: int,
+        stop: int | None,
+        workers: int,
+        pin: bool = False,
+        quarantine: Quarantine | None = None,
+        timeout: float = HUNG_SECONDS,
+    ) -> None:
         self.task, self.next, self.stop, self.workers, self.pin = task, start, stop, _at_most_cpus(workers), pin
         self.skipped: Set[int] = frozenset()
+        self.quarantine, self.timeout = quarantine, timeout
         self._rows: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         failures = 0
         while self._is_more():
             try:
-                batch = self._take()
+                batch = self._take(alone=failures > 1)
             except (RuntimeError, OSError, EOFError) as error:  # what a killed or hung worker looks like from here
                 failures += 1
+                _kill(self._rows)
                 self.close()
                 if failures > RESTARTS:
                     raise RunFailed(
@@ -101,7 +115,11 @@ class Feed:
                     ) from error
                 log.warning("loader workers died at batch %d (%s); starting them again there", self.next, error)
                 continue
+            if failures > 1:
+                self.close()  # the next batches come from all workers again
             failures = 0
+            if self.quarantine is not None:
+                self.quarantine.see(batch, self.next)
             self.next += 1
             yield batch
 
@@ -116,24 +134,39 @@ class Feed:
             self.next += 1
         return self.stop is None or self.next < self.stop
 
-    def _take(self) -> Any:
-        """The next batch; a slow worker is waited for, a dead one is noticed within CHECK_SECONDS."""
-        for _ in range(HUNG_SECONDS // CHECK_SECONDS):
-            try:
-                return next(self._open())
-            except RuntimeError as error:
-                if "timed out" not in str(error):
-                    raise
-        raise RuntimeError(f"no batch within {HUNG_SECONDS} s")
+    def _take(self, alone: bool) -> Any:
+        """The next batch. A dead worker is noticed within CHECK_SECONDS, one that hangs is killed after `timeout`.
 
-    def _open(self) -> Iterator[Any]:
+        Killed from beside, by a timer: a worker that is stopped after it has announced a batch is waited for in a read
+        that has no time limit of its own.
+        """
+        rows = self._open(alone)
+        if not self.workers:
+            return next(rows)
+        struck = threading.Event()
+        watch = threading.Timer(self.timeout, lambda: (struck.set(), _kill(rows)))
+        watch.daemon = True
+        watch.start()
+        try:
+            return _patiently(rows)
+        except (RuntimeError, OSError, EOFError) as error:
+            if struck.is_set():
+                raise RuntimeError(f"no batch within {self.timeout:g} s") from error
+            raise
+        finally:
+            watch.cancel()
+            watch.join()
+
+    def _open(self, alone: bool) -> Iterator[Any]:
+        """The loader's iterator; `alone`: one worker that is handed one batch, so that its death names the batch."""
         if self._rows is None:
-            extra = {"prefetch_factor": 2, "timeout": CHECK_SECONDS} if self.workers else {}
+            check = min(CHECK_SECONDS, self.timeout)
+            extra = {"prefetch_factor": 1 if alone else 2, "timeout": check} if self.workers else {}
             loader = DataLoader(
                 _Batches(self.task),
                 batch_size=None,
-                sampler=_Positions(self.next, self.stop, self.skipped),
-                num_workers=self.workers,
+                sampler=_Positions(self.next, self.next + 1 if alone else self.stop, self.skipped),
+                num_workers=min(1, self.workers) if alone else self.workers,
                 pin_memory=self.pin,
                 worker_init_fn=_quiet_worker,
                 generator=torch.Generator(),
@@ -147,6 +180,23 @@ class Feed:
     def close(self) -> None:
         """Drop the loader; its workers end."""
         self._rows = None
+
+
+def _patiently(rows: Iterator[Any]) -> Any:
+    """The next of a loader that gives up after each CHECK_SECONDS, if only to see whether its workers are alive."""
+    while True:
+        try:
+            return next(rows)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+
+
+def _kill(rows: Iterator[Any] | None) -> None:
+    """End workers that may not answer: one that is stopped would outlive a polite request for ever."""
+    for worker in getattr(rows, "_workers", ()):
+        if worker.is_alive():
+            worker.kill()
 
 
 def _at_most_cpus(workers: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fsdet import yaml_strict
-from fsdet.engine import checkpoint, records
+from fsdet.engine import checkpoint, quarantine, records
 from fsdet.errors import ConfigError, explain
 from fsdet.files import write_durably
 
@@ -36,8 +36,8 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints of a run that is being overwritten, the manifest first."""
-    for old in (folder / checkpoint.MANIFEST, *checkpoint.candidates(folder)):
+    """Remove the checkpoints and the quarantine of a run that is being overwritten, the manifest first."""
+    for old in (folder / checkpoint.MANIFEST, *checkpoint.candidates(folder), folder / quarantine.LIST):
         old.unlink(missing_ok=True)
 
 

@@ -60,15 +60,19 @@ class Memory:
         for group in self._groups:
             torch._foreach_copy_(group.views, group.kept.split([len(v) for v in group.views]))
 
+    def restore_generators(self) -> None:
+        """Put the generators back to where they were at `take`."""
+        if self._random is not None:
+            torch.set_rng_state(self._random[0])
+            if self._random[1] is not None:
+                torch.cuda.set_rng_state(self._random[1])
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Within, buffers and generators are as they were at `take`; afterwards buffers are, and generators as now."""
         self.restore()
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            if self._random is not None:
-                torch.set_rng_state(self._random[0])
-                if self._random[1] is not None:
-                    torch.cuda.set_rng_state(self._random[1])
+            self.restore_generators()
             try:
                 yield
             finally:

@@ -19,12 +19,14 @@ class Position:
 
     epochs_told: epochs with a row in results.csv. evaluated: evaluation intervals done; evaluated_batch: the batch of
     the last evaluation. stale: evaluations since the best one or the last LR drop. sums, committed: of this epoch.
+    parts: into how many each batch is cut since the whole did not fit into memory.
     told_batch: the batch of the last row in results.csv. rejected: indices of the batches of rejected steps.
     rewinds: each return to a checkpoint, as its row tells it. rows, table: rows of metrics.jsonl and results.csv.
     renumbered: earlier batches were counted in epochs of another length.
     """
 
     batch: int = 0
+    parts: int = 1
     probed: bool = False
     epochs_told: int = 0
     evaluated: int = 0

@@ -248,11 +248,15 @@ class WandbSink:
     def _guarded(self, call: Any, *args: Any, **kwargs: Any) -> None:
         if self.run is None or self._failed:
             return
+        self._try(call, *args, **kwargs)
+
+    def _try(self, call: Any, *args: Any, **kwargs: Any) -> None:
         try:
             call(*args, **kwargs)
         except self._mistakes as error:
+            if not self._failed:
+                log.warning("W&B stopped working (%s); metrics.jsonl goes on", error)
             self._failed = True
-            log.warning("W&B stopped working (%s); metrics.jsonl goes on", error)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         if self.run is not None:
@@ -289,8 +293,7 @@ class WandbSink:
 
     def close(self, failed: bool) -> None:
         if self.run is not None:
-            self._failed = False
-            self._guarded(self.run.finish, exit_code=int(failed))
+            self._try(self.run.finish, exit_code=int(failed))  # also what failed before may have something to finish
 
 
 class TensorboardSink:

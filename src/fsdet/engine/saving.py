@@ -92,12 +92,11 @@ class Saver:
         return fallback or newest
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
-        position = self.state.position
+        """Newest first; a save that was cut short may have left a file of a place that this run has not come to."""
+        now = self.state.position
         for _, saved in checkpoint.intact(self.folder):
             rewinds = len(saved["position"].get("rewinds", ()))
-            if saved["batch"] <= position.batch and rewinds <= len(
-                position.rewinds
-            ):  # else of a save that was cut short
+            if saved["batch"] <= now.batch and rewinds <= len(now.rewinds):
                 yield saved
         if self._beginning is not None and self.state.controller.step > self._beginning["step"]:
             yield self._beginning

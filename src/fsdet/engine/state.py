@@ -11,20 +11,23 @@ from fsdet.engine import checkpoint
 from fsdet.engine.clipping import Clipping
 from fsdet.engine.guard import StepGuard
 from fsdet.engine.position import Position
+from fsdet.engine.quarantine import Quarantine
 from fsdet.engine.step import StepController
 
 
 class RunState:
     """Model, objective, EMA, optimizer, scaler, generators, guard, clip norms and position of one run.
 
-    controller: owns the first five. guard, clipping: with states of their own. resolved: the whole configuration as
-    plain values. `position` is replaced by `put`, so ask for it here.
+    controller: owns the first five. guard, clipping, quarantine: with states of their own. resolved: the whole
+    configuration as plain values. `position` is replaced by `put`, so ask for it here.
     """
 
     def __init__(
-        self, controller: StepController, guard: StepGuard, clipping: Clipping, resolved: Mapping[str, Any]
-    ) -> None:
-        self.controller, self.guard, self.clipping, self.resolved = controller, guard, clipping, resolved
+        self, controller: StepController, guard: StepGuard, clipping: Clipping, quarantine: Quarantine,
+        resolved: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.controller, self.guard, self.clipping, self.quarantine = controller, guard, clipping, quarantine
+        self.resolved = resolved
         self.position = Position()
 
     def take(self) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class RunState:
             "position": vars(position),
             "guard": self.guard.state_dict(),
             "clipping": self.clipping.state_dict(),
+            "quarantine": self.quarantine.state_dict(),
             "rng": checkpoint.random_state(),
             "config": dict(self.resolved),
             "precision": controller.precision,
@@ -72,4 +76,5 @@ class RunState:
         self.position = Position(**(state["position"] | {"finished": False}))
         self.guard.load_state_dict(state["guard"])
         self.clipping.load_state_dict(state.get("clipping", {}))
+        self.quarantine.load_state_dict(state.get("quarantine", {}))
         checkpoint.restore_random_state(state["rng"])

@@ -22,9 +22,14 @@ from fsdet.engine.forensics import Finding
 from fsdet.engine.memory import Memory
 from fsdet.engine.optimizer import autocast, set_lr
 from fsdet.engine.schedule import GROWTH_MOST
+from fsdet.errors import FsdetError
 from fsdet.types import LossReport, StepReport, Task
 
 REPLAY_AFTER = 3  # fp16 overflows in a row after which the batch is run again in float32, at whatever scale
+
+
+class TooLarge(FsdetError):
+    """The forward or backward of a window does not fit into memory. Everything is as before the step."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,21 @@ class StepController:
 
         observe: called once, between the first forward and its backward, with the live LossReport.
         watch: called with the named parameters when their gradients are unscaled and not yet clipped.
+        Raises:
+            TooLarge: out of memory before anything was decided; the same step may be run in smaller parts.
         """
         lr = set_lr(self.optimizer, lr_factor)
         ids = tuple(i for batch in window for i in getattr(batch, "image_ids", ()))
         if finding := forensics.bad_input(window):
             return _report("bad_input", self.step, _nothing(self.scaler.get_scale()), lr, finding, ids)
         self.memory.take()
-        reports, vectors = self._backward(window, observe)
+        try:
+            reports, vectors = self._backward(window, observe)
+        except torch.OutOfMemoryError as error:
+            self._forget()
+            self.memory.restore_generators()
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TooLarge(str(error)) from error
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         unscaled = self._unscale(gradients, reports)
         if watch is not None:

@@ -17,7 +17,7 @@ import torch
 
 from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
-from fsdet.engine import folder, forensics, judging, probe, records, rewind
+from fsdet.engine import folder, forensics, judging, portions, probe, records, rewind
 from fsdet.engine.allocator import keep_freed_memory
 from fsdet.engine.clipping import Clipping
 from fsdet.engine.ema import Ema
@@ -26,6 +26,7 @@ from fsdet.engine.freezing import Freezer
 from fsdet.engine.guard import REJECTED, Flag, StepGuard, indices
 from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
+from fsdet.engine.quarantine import Quarantine
 from fsdet.engine.runlog import RunLog
 from fsdet.engine.saving import Saver
 from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, total_batches, total_steps
@@ -99,7 +100,8 @@ class Trainer:
         self.controller = StepController(
             task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema
         )
-        self.state = RunState(self.controller, self.guard, self.clipping, self.resolved)
+        self.quarantine = Quarantine.of(task, self.folder, guard.max_quarantined)
+        self.state = RunState(self.controller, self.guard, self.clipping, self.quarantine, self.resolved)
         self.saver = Saver(self.state, self.folder, save)
         self._begin()
         self._whole = True
@@ -159,7 +161,8 @@ class Trainer:
             RunFailed: the guard gave up, or a save that had to succeed did not. Stopped: a signal, after a save.
         """
         folder.describe(self.folder, self.resolved, self.device, self.precision)
-        feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda")
+        feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda",
+                    self.quarantine, self.guard.limits.loader_timeout)  # fmt: skip
         feed.seek(self.position.batch, self.position.skipped)
         cut = self.position.cut if self.resume else None
         with RunLog(self.folder, self.logging, self.resolved, cut) as self.log, Signals() as signals:
@@ -212,17 +215,13 @@ class Trainer:
         self._debugging = debugging = self.logging.debug and step % DEBUG_EVERY == 0
         if debugging:
             self.log.debug(step + 1, records.input_block(window))
-        try:
-            return self.controller.run(
-                window,
-                lr_factor=self._lr_factor(step),
-                clip_norm=self.clip_norm,
-                observe=self._observe if probing else None,
-                watch=self._watch if debugging else None,
-            )
-        except torch.OutOfMemoryError as error:
-            cure = "halve episode.queries and double optim.accumulate, or lower data.image_size"
-            raise RunFailed(f"out of memory at step {step}. Next: {cure}\n{error}") from error
+        how = {
+            "lr_factor": self._lr_factor(step),
+            "clip_norm": self.clip_norm,
+            "observe": self._observe if probing else None,
+            "watch": self._watch if debugging else None,
+        }
+        return portions.run(self.controller, window, self.position, how)
 
     def _lr_factor(self, step: int) -> float:
         o = self.optim
@@ -330,10 +329,8 @@ class Trainer:
 
     def _finish(self) -> None:
         best = self.position.evaluated_batch != self.position.batch and self._evaluate()
-        ended = self.position.told_batch == self.position.batch
-        if (
-            self.position.batch % self.task.batches_per_epoch and not ended
-        ):  # what an unfinished epoch came to is a row, too
+        told = self.position.told_batch == self.position.batch
+        if self.position.batch % self.task.batches_per_epoch and not told:  # an unfinished epoch has a row, too
             self._end_epoch(self.epoch)
             self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True

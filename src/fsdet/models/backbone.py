@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Backbone and neck from Ultralytics' model YAMLs, and their weights from a local file. The door to ultralytics."""
 
+import argparse
 import contextlib
 import io
 import logging
 import pickle  # for the name of its error alone
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +103,8 @@ def _quiet():
 def read_weights(path: Path) -> Mapping[str, Tensor]:
     """State dict of a local weights file: a plain state dict, or an Ultralytics .pt, both loaded without running code.
 
-    Ultralytics pickles whole modules; they are admitted by name (torch's and ultralytics' own layers), nothing else is.
+    Ultralytics pickles whole modules. Names of torch's and ultralytics' own layers are admitted, and an inert stand-in
+    takes the place of each: the classes themselves run code when a file has them called (a model is built by `eval`).
     Raises:
         CheckpointError: if the file is missing, damaged, or names anything beyond layers.
     """
@@ -110,37 +113,61 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     data = path.read_bytes()
     try:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        with torch.serialization.safe_globals([_layer_class(name, path) for name in needed]):
+        with torch.serialization.safe_globals([_admitted(name, path) for name in needed]):
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except DAMAGE as error:
         cure = f"fetch the file again ({str(error).splitlines()[0][:120]})"
         raise CheckpointError(explain("a readable torch file", type(error).__name__, str(path), cure)) from error
     if isinstance(content, Mapping):
         content = next((content[k] for k in ("ema", "model") if content.get(k) is not None), content)
-    state = content.state_dict() if isinstance(content, nn.Module) else content
+    state = dict(_tensors(content, path)) if isinstance(content, Layer) else content
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(explain("a state dict of tensors", type(state).__name__, str(path), "use another file"))
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-_PLAIN = {"collections.OrderedDict", "builtins.set", "argparse.Namespace"}
-_PLAIN_PREFIX = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.", "ultralytics.utils.")
+_PLAIN = {"collections.OrderedDict": OrderedDict, "builtins.set": set, "argparse.Namespace": argparse.Namespace}
+_LAYERS = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.", "ultralytics.utils.")
+_DEPTH, _TENSORS = 50, 100_000  # beyond which a file is no detector
 
 
-def _layer_class(name: str, path: Path) -> object:
-    module_name, _, attribute = name.rpartition(".")
-    if name in _PLAIN or name.startswith(_PLAIN_PREFIX):
-        module = __import__(module_name, fromlist=[attribute])
-        found = getattr(module, attribute, None)
-        if isinstance(found, type) and (name in _PLAIN or issubclass(found, (nn.Module, dict)) or _is_args(found)):
-            return found
+class Layer:
+    """What stands for a class that a weights file names: it holds what was stored and can do nothing."""
+
+    def __init__(self, *given: object) -> None:
+        """What a file wants a class to be called with is not looked at."""
+
+
+def _admitted(name: str, path: Path) -> tuple[type, str]:
+    """The class that stands for `name` in the file; its own module is not imported."""
+    if name in _PLAIN:
+        return _PLAIN[name], name
+    if name.startswith(_LAYERS) and name.rpartition(".")[2][:1].isupper():  # a class, no function
+        return Layer, name
     raise CheckpointError(explain("only layers and tensors", name, str(path),
                                   "do not trust this file; it asks for code to be run"))  # fmt: skip
 
 
-def _is_args(found: type) -> bool:
-    """Ultralytics stores its arguments in a plain namespace class."""
-    return found.__name__ == "IterableSimpleNamespace"
+def _tensors(layer: Layer, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a stored module, as nn.Module.state_dict has them."""
+    waiting, told = [("", layer, 0)], 0
+    while waiting:
+        prefix, one, depth = waiting.pop()
+        own, absent = vars(one), vars(one).get("_non_persistent_buffers_set") or ()
+        for group in ("_parameters", "_buffers"):
+            for name, value in _items(own.get(group)):
+                if isinstance(value, Tensor) and not (group == "_buffers" and name in absent):
+                    told += 1
+                    yield f"{prefix}{name}", value
+        inner = [(f"{prefix}{n}.", c, depth + 1) for n, c in _items(own.get("_modules")) if isinstance(c, Layer)]
+        waiting += reversed(inner)
+        if depth > _DEPTH or told > _TENSORS or len(waiting) > _TENSORS:
+            raise CheckpointError(explain("the layers of a detector", "layers within layers without end", str(path),
+                                          "use another file"))  # fmt: skip
+
+
+def _items(value: object) -> list[tuple[object, object]]:
+    return list(value.items()) if isinstance(value, Mapping) else []
 
 
 def trunk_names(state: Mapping[str, Tensor], backbone_layers: int, neck_layers: int) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from fsdet.data.paste import Cutout, alone, paste, rectangle, silhouette
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import Disguise, Jitter, Sample, augment, support_window
-from fsdet.types import BACKGROUND, Episode, EpisodePlan, ImageRecord
+from fsdet.data.unusable import TRIES, Unmade, usable
+from fsdet.types import BACKGROUND, Episode, EpisodePlan, ImageRecord, Replaced
 
 SUPPORT_JITTER = 0.5  # supports move, zoom and change colour, with half the ranges of the queries
 CACHE = {"none": 0, "auto": AUTO_BYTES, "ram": 1 << 40}  # bytes of decoded images
@@ -59,22 +60,28 @@ class Batches:
             self.shot_store.fill(threads)
 
     def make(self, index: int) -> Episode:
-        """Batch `index`, on the host."""
-        plan = self.planner.plan(index)
+        """Batch `index`, on the host; `replaced` of it are the samples that could not be used.
+
+        Raises:
+            Unmade: one sample after another cannot be used.
+        """
+        replaced: list[Replaced] = []
+        plan, windows = self._supports(index, replaced)
         size, support_size = self.config.data.image_size, self.config.data.support_size
-        samples = [self._query(index, slot, plan) for slot in range(len(plan.queries))]
-        windows, ways = [], []
-        for slot, (way, record, box) in enumerate(plan.supports):
-            rng = np.random.default_rng((self.seed, 4, index, slot))
-            windows.append(support_window(*self.store.instance(record, box), support_size, rng, self._support_jitter()))
-            ways.append(way)
+        drawn = [self._query(index, slot, plan, replaced) for slot in range(len(plan.queries))]
+        samples = [sample for _, sample in drawn]
+        ways = [way for way, _, _ in plan.supports]
         change = self._disguise(index) if plan.class_ids else None
         if change is not None:
             samples = [replace(s, image=change.image(s.image), boxes=change.boxes(s.boxes, size)) for s in samples]
             windows = [(change.image(w), change.boxes(box, support_size)) for w, box in windows]
-        ids = [self.store.records[q].image_id for q in plan.queries]
+        ids = [self._name(q) for q, _ in drawn]
         episode = collate(index, samples, ids, self.classes, size, windows, ways, plan.class_ids, support_size)
+        episode = replace(episode, replaced=tuple(replaced))
         return episode if change is None else unnamed(episode)
+
+    def _name(self, record: int) -> str:
+        return self.store.records[record].image_id
 
     def _disguise(self, index: int) -> Disguise | None:
         rng = np.random.default_rng((self.seed, 6, index))
@@ -84,9 +91,34 @@ class Batches:
         j = self.jitter
         return Jitter(scale=SUPPORT_JITTER * j.scale, flip=j.flip, hsv=tuple(SUPPORT_JITTER * g for g in j.hsv))
 
-    def _query(self, index: int, slot: int, plan: EpisodePlan) -> Sample:
-        rng = np.random.default_rng((self.seed, 3, index, slot))
-        query = plan.queries[slot]
+    def _supports(self, index: int, replaced: list[Replaced]) -> tuple[EpisodePlan, list[tuple]]:
+        """The plan of a batch and its support windows; where a class has no usable instance, with other classes."""
+        plan, draws = self.planner.plan(index), 0
+        while True:
+            try:
+                return plan, [self._support(index, slot, plan, replaced) for slot in range(len(plan.supports))]
+            except Unmade:
+                draws += 1
+                if draws == TRIES:
+                    raise
+                plan = self.planner.plan(index, draws)
+
+    def _support(self, index: int, slot: int, plan: EpisodePlan, replaced: list[Replaced]) -> tuple:
+        """The window of a support instance and the box in it."""
+        size, jitter = self.config.data.support_size, self._support_jitter()
+        _, window = usable((self.seed, 4, index, slot), plan.supports[slot][1:],
+                           lambda pick, rng: support_window(*self.store.instance(*pick), size, rng, jitter),
+                           lambda pick: self._name(pick[0]),
+                           lambda _, rng: self.planner.substitute_support(rng, plan, slot), replaced)  # fmt: skip
+        return window
+
+    def _query(self, index: int, slot: int, plan: EpisodePlan, replaced: list[Replaced]) -> tuple[int, Sample]:
+        """The record that a slot shows, and what is made of it."""
+        return usable((self.seed, 3, index, slot), plan.queries[slot],
+                      lambda query, rng: self._sample(index, query, plan, rng), self._name,
+                      lambda query, rng: self.planner.substitute(rng, plan, query), replaced)  # fmt: skip
+
+    def _sample(self, index: int, query: int, plan: EpisodePlan, rng: np.random.Generator) -> Sample:
         members = [query]
         if index < self.mosaic_until and rng.random() < self.jitter.mosaic:
             members += [self._partner(rng, plan, query) for _ in range(3)]

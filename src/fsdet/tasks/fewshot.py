@@ -66,7 +66,7 @@ class FewshotTask:
         self.objective = loss_of(config)
         self.batches = Batches(recipe.applied(config), data, len(self.classes), shots or {}, shot_split)
         self.draw = stamp_of(config, data, shots, shot_split) if shots else None
-        self.batches_per_epoch = self.batches.per_epoch
+        self.batches_per_epoch, self.samples = self.batches.per_epoch, len(self.batches.store.records)
         self.validator = validation.Validator(config, data)
         self.best_metric = self.validator.best_metric
 
