@@ -53,3 +53,16 @@ def test_a_batch_moves_with_everything_in_it():
 def test_counts_that_differ_are_refused():
     with pytest.raises(ShapeError, match="2 labels, 1 ids"):
         ImageBatch(0, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), ("a",))
+
+
+@pytest.mark.parametrize("make", [whole, instances])
+def test_halves_hold_the_images_once_with_all_that_is_theirs(make):
+    batch = make()
+    first, second = batch.halves()
+    assert (first.image_ids, second.image_ids) == (("a",), ("b",)) and first.index == 7
+    assert torch.equal(torch.cat([first.images, second.images]), batch.images)
+    assert [len(part.labels) for part in (first, second)] == [1, 1]
+    if make is instances:
+        assert torch.equal(first.masks[0], batch.masks[0]) and second.boxes[0].shape == (0, 4)
+    with pytest.raises(ShapeError, match="2 images or more"):
+        first.halves()

@@ -39,6 +39,16 @@ class ImageBatch:
         bad = (~self.images.flatten(1).isfinite().all(1)).tolist()
         return tuple(name for name, wrong in zip(self.image_ids, bad, strict=True) if wrong)
 
+    def halves(self) -> tuple[Self, Self]:
+        """Two batches of half the images each: what to run where the whole does not fit into memory."""
+        if len(self.image_ids) < 2:
+            raise ShapeError(f"{type(self).__name__}.halves expects 2 images or more, got {len(self.image_ids)}")
+        cut = (len(self.image_ids) + 1) // 2
+        return self._rows(slice(None, cut)), self._rows(slice(cut, None))
+
+    def _rows(self, rows: slice) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "index"})
+
     def to(self, device: torch.device) -> Self:
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
