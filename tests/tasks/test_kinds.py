@@ -113,6 +113,24 @@ def test_batches_are_a_function_of_seed_and_index(small):
     assert one.batch(0).finite()
 
 
+def test_a_file_that_is_gone_is_replaced_and_told(small, monkeypatch):
+    task = others.built(small())
+    honest, victim = task.supply.store.sample, task.supply.planner.plan(0).queries[1]
+
+    def sample(index):
+        if index == victim:
+            raise OSError("gone")
+        return honest(index)
+
+    before = task.batch(0)
+    monkeypatch.setattr(task.supply.store, "sample", sample)
+    batch = task.batch(0)
+    name = task.supply.store.records[victim].image_id
+    assert [r.sample for r in batch.replaced] == [name] and name not in batch.image_ids and not before.replaced
+    assert len(batch.image_ids) == len(before.image_ids) and torch.equal(batch.images[0], before.images[0])
+    assert task.samples == 8
+
+
 def test_check_probe_and_info_look_at_a_configuration(line, name, capsys):
     assert main(["check", *line()]) == 0
     shown = capsys.readouterr().out

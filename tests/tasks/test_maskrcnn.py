@@ -75,8 +75,8 @@ def test_what_leaves_the_image_takes_its_label_along(small):
     store, lost = task.supply.store, 0
     for index in range(6):
         batch = task.batch(index)
-        for slot, (rng, i) in enumerate(task.supply.drawn(index)):
-            record = store.records[i]
+        for slot, i in enumerate(task.supply.planner.plan(index).queries):
+            record, rng = store.records[i], np.random.default_rng((task.supply.seed, 3, index, slot))
             matrix = random_affine(rng, task.supply.jitter, (32, 32), 64) * [0.5, 0.5, 1.0]  # 128 px in the file
             every = [moved(mask_of(shape, record.size), matrix, 64) for shape in record.shapes]
             for label, mask in zip(batch.labels[slot].tolist(), batch.masks[slot].numpy(), strict=True):

@@ -2,7 +2,7 @@
 """Batches of whole images with a label each, or with instances: checked finite on the host, moved as one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import ShapeError
+from fsdet.types import Replaced
+
+WHOLE = ("index", "replaced")  # what belongs to a batch and to none of its images
 
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """images [B, 3, H, W] float32 RGB in [0, 1]; labels [B] int64 classes; image_ids of the images."""
+    """images [B, 3, H, W] float32 RGB in [0, 1]; labels [B] int64 classes; image_ids of the images; replaced: what was
+    drawn for it and could not be used.
+    """
 
     index: int
     images: Tensor
     labels: Any
     image_ids: tuple[str, ...]
+    replaced: tuple[Replaced, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or not len(self.images) == len(self.labels) == len(self.image_ids):
@@ -47,7 +53,7 @@ class ImageBatch:
         return self._rows(slice(None, cut)), self._rows(slice(cut, None))
 
     def _rows(self, rows: slice) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "index"})
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in WHOLE})
 
     def to(self, device: torch.device) -> Self:
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
@@ -55,7 +61,7 @@ class ImageBatch:
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:
         """A batch as it was, from the plain values of an incident's batch.pt."""
-        return cls(**{f.name: _frozen(values[f.name]) for f in fields(cls)})
+        return cls(**{f.name: _frozen(values[f.name]) for f in fields(cls) if f.name != "replaced"})
 
 
 @dataclass(frozen=True, eq=False)

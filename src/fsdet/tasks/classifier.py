@@ -47,7 +47,7 @@ class ClassifierTask:
         self.model = ImageClassifier(self.spec)
         self.objective = nn.Module()
         self.supply = Supply(config, data)
-        self.batches_per_epoch = self.supply.per_epoch
+        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
         self.positive = positive_of(config, data.names)
         self.pos_weight = self._pos_weight()
         self.split = judged_split(data)
@@ -60,11 +60,12 @@ class ClassifierTask:
 
     def batch(self, index: int) -> ImageBatch:
         store, jitter, size = self.supply.store, self.supply.jitter, self.supply.size
-        drawn = list(self.supply.drawn(index))
-        images = [augment(rng, [store.sample(i)], jitter, size).image for rng, i in drawn]
-        records = [store.records[i] for _, i in drawn]
-        labels = torch.tensor([int(r.labels[0]) for r in records])
-        return ImageBatch(index, to_tensor(images, size), labels, tuple(r.image_id for r in records))
+        made, ids, replaced = self.supply.made(
+            index,
+            lambda rng, i: (augment(rng, [store.sample(i)], jitter, size).image, int(store.records[i].labels[0])),
+        )
+        images, labels = zip(*made, strict=True)
+        return ImageBatch(index, to_tensor(images, size), torch.tensor(labels), ids, replaced=replaced)
 
     def losses(self, batch: ImageBatch) -> LossReport:
         pooled = self.model.pooled(batch.images)

@@ -50,7 +50,7 @@ class MaskRcnnTask:
         self.model = InstanceDetector(self.spec)
         self.objective = nn.Module()
         self.supply = Supply(config, data)
-        self.batches_per_epoch = self.supply.per_epoch
+        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
         self.weights = config.maskrcnn.loss_weights.model_dump()
         self.split = judged_split(data)
 
@@ -61,10 +61,10 @@ class MaskRcnnTask:
         return self.model.groups()
 
     def batch(self, index: int) -> InstanceBatch:
-        made = [self._instances(rng, record) for rng, record in self.supply.drawn(index)]
-        images, boxes, labels, masks = (list(part) for part in zip(*made, strict=True))
-        ids = tuple(self.supply.store.records[record].image_id for _, record in self.supply.drawn(index))
-        return InstanceBatch(index, to_tensor(images, self.supply.size), tuple(labels), ids, tuple(boxes), tuple(masks))
+        made, ids, replaced = self.supply.made(index, self._instances)
+        images, boxes, labels, masks = zip(*made, strict=True)
+        pixels = to_tensor(images, self.supply.size)
+        return InstanceBatch(index, pixels, labels, ids, boxes, masks, replaced=replaced)
 
     def _instances(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
         """One training image, and boxes, labels and masks of what is left of its objects once it has been moved."""

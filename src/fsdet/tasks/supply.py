@@ -2,7 +2,8 @@
 """What tasks on whole images share: which training images make batch i, and validation images in order."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,9 +11,11 @@ from fsdet.config import Config
 from fsdet.data.episodes import EpochPlanner
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
+from fsdet.data.unusable import usable
 from fsdet.tasks.batches import CACHE, jitter_of
-from fsdet.types import ImageRecord
+from fsdet.types import ImageRecord, Replaced
 
+T = TypeVar("T")
 log = logging.getLogger("fsdet")
 MOST = 5000  # images of a validation
 CHUNK = 16  # of them at a time
@@ -32,10 +35,24 @@ class Supply:
         self.planner = EpochPlanner(records, config.episode.queries, self.seed)
         self.per_epoch = config.episode.per_epoch or max(1, len(records) // config.episode.queries)
 
-    def drawn(self, index: int) -> Iterator[tuple[np.random.Generator, int]]:
-        """(generator, record index) of every image of batch `index`."""
-        for slot, query in enumerate(self.planner.plan(index).queries):
-            yield np.random.default_rng((self.seed, 3, index, slot)), query
+    def made(self, index: int, make: Callable[[np.random.Generator, int], T]) -> tuple[
+        list[T], tuple[str, ...], tuple[Replaced, ...]
+    ]:  # fmt: skip
+        """(what `make` makes of a generator and a record index, image ids, what could not be used) of batch `index`.
+
+        Raises:
+            Unmade: one sample after another cannot be used.
+        """
+        plan, replaced = self.planner.plan(index), []
+        drawn = [
+            usable((self.seed, 3, index, slot), query, lambda i, rng: make(rng, i), self._name,
+                   lambda i, rng: self.planner.substitute(rng, plan, i), replaced)
+            for slot, query in enumerate(plan.queries)
+        ]  # fmt: skip
+        return [made for _, made in drawn], tuple(self._name(i) for i, _ in drawn), tuple(replaced)
+
+    def _name(self, record: int) -> str:
+        return self.store.records[record].image_id
 
 
 def judged_split(data: DataSet) -> str:
