@@ -22,6 +22,7 @@ PAGES = ("README.md", "CHANGELOG.md", "docs/data.md", "docs/flags.md", "docs/mus
          "checkpoints/README.md")  # fmt: skip
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 SHELL_STAGES = {"train_stage_1.sh": 1, "train_stage_2.sh": 2, "train_stage_3.sh": 3}
+SHELL_TASKS = {"train_classifier.sh": "classifier", "train_maskrcnn.sh": "maskrcnn"}
 # commands without a parser of ours
 PLAIN = {"grep", "wc", "tail", "python3", "dashboard.sh", "test.sh", "test_gradient_fix.sh"}
 
@@ -64,6 +65,9 @@ def check_command(words: list[str], train) -> None:
     if words[0] == "fsdet" or words[1:3] == ["-m", "fsdet"]:
         args = parse_fsdet(words[1 if words[0] == "fsdet" else 3 :])
         check_config(getattr(args, "config", None), getattr(args, "overrides", []), None)
+    elif name in SHELL_TASKS:
+        request = importlib.import_module("run_task").requested(SHELL_TASKS[name], words[1:])
+        assert config.load(request.config, request.overrides).task == SHELL_TASKS[name]
     elif name in SHELL_STAGES or words[:2] == ["python", "scripts/train.py"]:
         rest, overrides = split_overrides(train.dashed(words[1 if name in SHELL_STAGES else 2 :]))
         args = train.parser(name).parse_args(rest)

@@ -15,6 +15,7 @@ from fsdet.errors import ConfigError, did_you_mean
 from fsdet.schema import (
     LOSSES,
     Augment,
+    Classifier,
     Config,
     Data,
     EpisodeCfg,
@@ -23,6 +24,7 @@ from fsdet.schema import (
     Log,
     Loss,
     LossWeights,
+    MaskRcnn,
     Model,
     Optim,
     Run,
@@ -34,8 +36,8 @@ from fsdet.schema import (
 
 # fmt: off
 __all__ = [
-    "LOSSES", "Augment", "Config", "Data", "EpisodeCfg", "Eval", "Guard", "Log", "Loss", "LossWeights", "Model",
-    "Optim", "Run", "Save", "Section", "Stage", "Wandb", "dump", "keys", "load",
+    "LOSSES", "Augment", "Classifier", "Config", "Data", "EpisodeCfg", "Eval", "Guard", "Log", "Loss", "LossWeights",
+    "MaskRcnn", "Model", "Optim", "Run", "Save", "Section", "Stage", "Wandb", "dump", "keys", "load",
 ]
 # fmt: on
 
@@ -278,9 +280,28 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+FEWSHOT_ONLY = ("model", "loss", "episode.ways", "episode.shots", "episode.negatives", "episode.disguise", "stage.name",
+                "stage.mode", "stage.recipe", "stage.forget", "data.shots",
+                "data.base_images")  # fmt: skip
+
+
+def _foreign(config: Config) -> Iterator[tuple[Key, str]]:
+    """Keys that another task than the chosen one reads."""
+    own = {"classifier": ("classifier",), "maskrcnn": ("maskrcnn",), "fewshot": FEWSHOT_ONLY}
+    for task, names in own.items():
+        for name in names if task != config.task else ():
+            key = tuple(name.split("."))
+            value, default = config, Config()
+            for part in key:
+                value, default = getattr(value, part), getattr(default, part)
+            if value != default:
+                yield key, f"expected nothing, as task '{config.task}' does not read it; it belongs to task '{task}'"
+
+
 def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
     """Keys that are fine alone and not together."""
     optim, shots = config.optim, config.episode.shots
+    yield from _foreign(config)
     if optim.epochs is None and optim.steps is None:
         yield ("optim", "epochs"), "expected a number here or in optim.steps, got neither"
     if optim.min_lr > optim.lr:

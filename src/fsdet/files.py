@@ -26,13 +26,19 @@ def is_json_with(*keys: str) -> Callable[[Path], bool]:
     """Whether a file is a JSON object that has all `keys`, as a test for `refuse_foreign`."""
 
     def test(path: Path) -> bool:
-        try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(value, dict) and all(key in value for key in keys)
+        value = read_json(path)
+        return all(key in value for key in keys)
 
     return test
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; an empty one when the file holds none, which its own reader then says."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_durably(path: Path, data: bytes) -> Path:

@@ -203,10 +203,47 @@ class Eval(Section):
     split: str = "test"
 
 
+class Classifier(Section):
+    """Of task `classifier` alone."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    width: Annotated[Float, Field(gt=0, le=1)] = 1.0  # share of the backbone's channels
+    weights: str | None = None  # a local state dict of torchvision's network of that name
+    head: Literal["attention", "dropout"] = "attention"  # attention weighs the places of the feature map
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.3
+    loss: Literal["focal", "bce"] = "focal"
+    gamma: NonNegative = 2.0  # of focal
+    alpha: Share | None = None  # of focal: the positives' weight; the negatives have 1 - alpha
+    pos_weight: Literal["auto"] | Positive = 1.0  # of bce: of positives; auto: negatives / positives of split train
+    positive: str | None = None  # of two classes, which one counts as found; None: the second by its name
+    validate_data: bool = True  # decode every image before the first step
+
+
+class MaskRcnnWeights(Section):
+    """The five losses of Mask R-CNN, by torchvision's names without their `loss_`."""
+
+    objectness: NonNegative = 1.0
+    rpn_box_reg: NonNegative = 1.0
+    classifier: NonNegative = 1.0
+    box_reg: NonNegative = 1.0
+    mask: NonNegative = 1.0
+
+
+class MaskRcnn(Section):
+    """Of task `maskrcnn` alone."""
+
+    arch: Literal["resnet50_fpn", "resnet50_fpn_v2", "resnet18_fpn"] = "resnet50_fpn"
+    weights: str | None = None  # a local state dict of torchvision's network of that name
+    loss_weights: MaskRcnnWeights = MaskRcnnWeights()
+    channels: Annotated[int, Field(ge=8)] = 64  # resnet18_fpn: of the pyramid and of the mask head
+    box_features: Annotated[int, Field(ge=8)] = 128  # resnet18_fpn: of the box head
+    width: Annotated[Float, Field(gt=0, le=1)] = 1.0  # resnet18_fpn: share of the trunk's channels
+
+
 class Config(Section):
     """Everything one training is told."""
 
-    task: Literal["fewshot"] = "fewshot"
+    task: Literal["fewshot", "maskrcnn", "classifier"] = "fewshot"
     run: Run = Run()
     data: Data = Data()
     stage: Stage = Stage()
@@ -218,3 +255,5 @@ class Config(Section):
     save: Save = Save()
     log: Log = Log()
     eval: Eval = Eval()
+    classifier: Classifier = Classifier()
+    maskrcnn: MaskRcnn = MaskRcnn()

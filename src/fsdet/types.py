@@ -36,6 +36,7 @@ class ImageRecord:
     labels: [m] int64, index into the data set's classes (base first, then novel).
     crowd: [m] bool, boxes that neither train nor count as misses (COCO iscrowd, VOC difficult).
     exhaustive: classes of which every instance in this image is labelled; None means all of them.
+    shapes: [m] outlines as COCO writes them (data/shapes.py), None for an object without one; empty when not read.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class ImageRecord:
     labels: np.ndarray
     crowd: np.ndarray = field(default=None)  # type: ignore[assignment]
     exhaustive: frozenset[int] | None = None
+    shapes: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes, np.float32).reshape(-1, 4)
@@ -55,6 +57,8 @@ class ImageRecord:
             raise ShapeError(
                 f"ImageRecord {self.path}: {len(boxes)} boxes, {len(self.labels)} labels, {len(crowd)} crowd"
             )
+        if self.shapes and len(self.shapes) != len(boxes):
+            raise ShapeError(f"ImageRecord {self.path}: {len(boxes)} boxes, {len(self.shapes)} shapes")
 
     @property
     def image_id(self) -> str:
@@ -64,7 +68,8 @@ class ImageRecord:
         """The record with only the boxes where `keep` [m] is true."""
         if keep.all():
             return self
-        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], crowd=self.crowd[keep])
+        shapes = tuple(s for s, kept in zip(self.shapes, keep, strict=False) if kept)
+        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], crowd=self.crowd[keep], shapes=shapes)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,14 @@ def test_is_the_definition_in_every_dtype(dtype):
     torch.testing.assert_close(got.double(), definitions.bce(z, t), rtol=1e-5, atol=1e-6)
 
 
+def test_pos_weight_counts_positives_so_many_times():
+    z, t = torch.randn(40, 6, dtype=torch.float64), torch.rand(40, 6, dtype=torch.float64)
+    s = z.sigmoid()
+    want = -(3 * t * s.log() + (1 - t) * (1 - s).log()).sum(-1)
+    torch.testing.assert_close(bce_loss(z, t, 3.0).double(), want, rtol=1e-5, atol=1e-6)
+    assert torch.equal(bce_loss(z, t, 1.0), bce_loss(z, t))
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_sparse_is_dense_also_where_classes_are_unknown(share, dtype):

@@ -16,6 +16,14 @@ def small_demo(tmp_path_factory):
     return draw_demo(out, sizes={"train": 48, "val": 6, "test": 8, "support": 24}, processes=1)
 
 
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory):
+    """{task: data.yaml} of small sets for the tasks beside few-shot detection."""
+    from tasks import others
+
+    return others.draw(tmp_path_factory.mktemp("others"))
+
+
 def small(data: Path, folder: Path, *overrides: str) -> config.Config:
     """A config of 96 px images and two steps."""
     plain = [f"data.path={data}", f"run.dir={folder}", "run.threads=1", "data.image_size=96", "data.support_size=64",

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet data demo datasets/demo
+fsdet data demo datasets/documents --task classifier
 fsdet data check my/data.yaml --deep
 fsdet data shots my/data.yaml --k 1 2 3 5 10 30 --seeds 10 --out shots/
 fsdet data shots my/data.yaml --from vocsplit/ --k 1 2 3 5 10 --seeds 30 --out shots/
 fsdet data convert my/data.yaml out/ --to coco"""
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +23,24 @@ if TYPE_CHECKING:
 LIST_HEAD = "# faults found by fsdet data check"
 
 
+DEMOS = {  # task: the module that draws its demo set, and its function
+    "fewshot": ("fsdet.data.synthetic", "draw_demo"),
+    "maskrcnn": ("fsdet.data.drawn_instances", "draw_instances"),
+    "classifier": ("fsdet.data.documents", "draw_documents"),
+}
+
+
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """demo OUT | check DATA | shots DATA --out OUT | convert DATA OUT --to FORMAT"""
     actions = parser.add_subparsers(dest="action", required=True, metavar="demo|check|shots|convert")
-    demo = actions.add_parser("demo", help="draw the demo set: 80 base and 16 novel classes")
+    demo = actions.add_parser("demo", help="draw a demo set: 80 base and 16 novel classes, or one for another task")
     demo.add_argument("out", type=Path, metavar="OUT")
+    demo.add_argument("--task", choices=tuple(DEMOS), default="fewshot", help="classifier: genuine and forged pages; "
+                      "maskrcnn: objects with masks")  # fmt: skip
     demo.add_argument("--seed", type=int, default=0, metavar="N")
     check = actions.add_parser("check", help="damage, sizes, copies, leaks, thin classes; exit 2 when unfit")
     check.add_argument("data", type=Path, metavar="DATA", help="data YAML, COCO json, or a folder")
+    check.add_argument("--task", choices=tuple(DEMOS), default="fewshot", help="classifier: a folder for each class")
     check.add_argument("--deep", action="store_true", help="decode every image, which alone finds truncated ones")
     check.add_argument("--shots", type=count, default=10, metavar="K", help="instances wanted of each class (10)")
     check.add_argument(
@@ -66,11 +78,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from fsdet.data.synthetic import SIZES, draw_demo
     from fsdet.progress import Progress
 
-    with Progress(sum(SIZES.values()), "draw", unit="picture") as bar:
-        path = draw_demo(args.out, seed=args.seed, progress=lambda done, _: bar.update(done - bar.count))
+    name, draw = DEMOS[args.task]
+    module = importlib.import_module(name)
+    with Progress(sum(module.SIZES.values()), "draw", unit="picture") as bar:
+        path = getattr(module, draw)(args.out, seed=args.seed, progress=lambda done, _: bar.update(done - bar.count))
     print(path)
     return 0
 
@@ -78,10 +91,12 @@ def _demo(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from fsdet.data import sources
     from fsdet.data.check import check
+    from fsdet.data.folders import load_folders
 
     if args.list is not None:
         refuse_foreign(args.list, "a list of faults", _is_list)
-    report = check(sources.load(args.data), deep=args.deep, k=args.shots, policy=args.policy)
+    data = load_folders(args.data) if args.task == "classifier" else sources.load(args.data)
+    report = check(data, deep=args.deep, k=args.shots, policy=args.policy)
     if args.list is not None:
         write_durably(args.list, "".join(f"{row}\n" for row in [LIST_HEAD, *report.places, *report.errors]).encode())
     print(report)

@@ -9,7 +9,10 @@ import argparse
 from pathlib import Path
 
 from fsdet.cli._arguments import add_device, count, existing, numbers
+from fsdet.errors import UserError, explain
 from fsdet.files import is_json_with, refuse_foreign
+
+SHOTS_ONLY = ("shots", "seeds", "shot_file", "bank", "setting", "metric", "scoring", "per_class")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -56,6 +59,28 @@ def run(args: argparse.Namespace) -> int:
         print(study.run(existing(args.study, "a study file", "scripts/bench/fewshot.yaml is one"), args.device))
         return 0
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
+    from fsdet.tasks import judge
+
+    task = judge.other_task(args.checkpoint)
+    return _by_split(args, task) if task else _by_shots(args)
+
+
+def _by_split(args: argparse.Namespace, task: str) -> int:
+    """A checkpoint of another task than few-shot detection: figures of one split."""
+    from fsdet.tasks import judge
+
+    given = [f"--{name.replace('_', '-')}" for name in SHOTS_ONLY if getattr(args, name)]
+    if given:
+        told = f"a checkpoint of task '{task}', which a split alone judges"
+        raise UserError(explain("a few-shot detector", told, ", ".join(given), "leave the flags out"))
+    if args.json:
+        refuse_foreign(args.json, "a results.json", is_json_with("task", "metrics"))
+    print(judge.table(judge.judge_checkpoint(args.checkpoint, data=args.data, split=args.split, device=args.device,
+                                             json_out=args.json)))  # fmt: skip
+    return 0
+
+
+def _by_shots(args: argparse.Namespace) -> int:
     from fsdet.detect.scoring import DEFAULT, Scoring
     from fsdet.tasks import protocol
 

@@ -56,7 +56,11 @@ def _table(folder: Path) -> list[str]:
         command = f"fsdet eval {folder / 'best.pt'} --json {path}"
         return [f"next: {typed(command)}"]
     from fsdet.evaluation.summary import read_results, table
+    from fsdet.files import read_json
+    from fsdet.tasks import judge
 
+    if judge.is_of_a_split(found := read_json(path)):
+        return ["", judge.table(found)]
     return ["", table([read_results(path)], [folder.name])]
 
 

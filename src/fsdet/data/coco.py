@@ -7,6 +7,7 @@ from typing import Any
 
 from fsdet.data.report import Report
 from fsdet.data.root import Root
+from fsdet.data.shapes import is_shape
 from fsdet.data.table import Table
 from fsdet.errors import DataError, explain
 
@@ -14,8 +15,10 @@ MAX_BYTES = 2 << 30
 MAX_SIDE = 1 << 20  # px; a larger width or height is no size
 
 
-def read(path: Path, root: Root, report: Report, images: Path | None = None) -> Table:
+def read(path: Path, root: Root, report: Report, images: Path | None = None, shapes: bool = False) -> Table:
     """Objects of a COCO json. `images`: the folder where file names start when it is not the json's own.
+
+    shapes: keep the outlines too, which take far more memory than the boxes.
 
     Raises:
         DataError: the file is no COCO json, or none of its images exists.
@@ -24,7 +27,7 @@ def read(path: Path, root: Root, report: Report, images: Path | None = None) -> 
     where = root.show(path)
     categories = _categories(document["categories"], where, report)
     names = list(dict.fromkeys(categories.values()))
-    table = Table(names, origin=f"{where}: annotation ")
+    table = Table(names, origin=f"{where}: annotation ", shapes={} if shapes else None)
     ids = _images(document["images"], _folders(path, root, images), where, table, root, report)
     table.measure(root, report)
     position = {name: index for index, name in enumerate(names)}
@@ -136,4 +139,14 @@ def _annotations(rows: list, ids: dict[Any, int], labels: dict[Any, int], table:
             kind = "annotation of an unknown image" if image is None else "unknown class"
             report.add(kind, f"{table.origin}{where}")
         elif image >= 0:
+            if table.shapes is not None:
+                _shape(row.get("segmentation"), where, table, report)
             table.add((x, y, x + width, y + height), image, label, crowd, where)
+
+
+def _shape(value: Any, where: str | int, table: Table, report: Report) -> None:
+    """Keep the outline of the object that is added next."""
+    if is_shape(value):
+        table.shapes[len(table.boxes)] = value
+    else:
+        report.add("no outline that can be read", f"{table.origin}{where}")

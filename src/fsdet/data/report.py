@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[str, bool]] = {
     "missing image": ("dropped", True),
     "unreadable image": ("dropped", True),
     "path leaves the data root": ("dropped", True),
+    "no outline that can be read": ("dropped", True),
     "polygon": ("mended", False),
     "byte order mark": ("mended", False),
     "size missing or wrong in the annotation": ("mended", False),

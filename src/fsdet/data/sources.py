@@ -72,12 +72,14 @@ class DataSet:
         return f"DataSet({self.name}: {self.num_base} base, {len(self.novel)} novel classes; {sizes})"
 
 
-def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = None) -> DataSet:
+def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = None,
+         shapes: bool = False) -> DataSet:  # fmt: skip
     """Read a data YAML, a COCO json, or a folder that holds either, or a YOLO or VOC layout.
 
     Args:
         policy: "drop" mends and drops faulty labels and reports them; "fail" refuses a data set with any.
         splits: only these (those that exist); None reads all of them.
+        shapes: read the outlines of a COCO json, too; the other formats have none.
     Raises:
         DataError: what is at fault and where; with "fail", every faulty label (capped list).
     """
@@ -89,7 +91,7 @@ def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = 
     wanted = [split for split in listed.splits if splits is None or split in splits]
     cache: dict[Source | tuple, Table] = {}
     tables = {
-        split: [_table(source, split, listed, root, report, cache) for source in listed.splits[split]]
+        split: [_table(source, split, listed, root, report, cache, shapes) for source in listed.splits[split]]
         for split in wanted
     }
     everything = [table for group in tables.values() for table in group]
@@ -138,13 +140,14 @@ def plan(path: str | Path, report: Report) -> DataYaml:
     return DataYaml(path, root, {"train": (Source(relative, path.name),)})
 
 
-def _table(source: Source, split: str, plan: DataYaml, root: Root, report: Report, cache: dict) -> Table:
+def _table(source: Source, split: str, plan: DataYaml, root: Root, report: Report, cache: dict,
+           shapes: bool) -> Table:  # fmt: skip
     """A source's table; a source that two splits share is read and reported once."""
     path = root.source(source.path, source.where)
     images = root.source(source.images, source.where) if source.images else None
     fmt = guess_format(path, root, report)
     readers: dict[str, Callable[[], Table]] = {
-        "coco": lambda: coco.read(path, root, report, images),
+        "coco": lambda: coco.read(path, root, report, images, shapes),
         "yolo": lambda: yolo.read(path, root, report, source.names or plan.names),
         "voc": lambda: voc.read(path, root, report, split),
     }

@@ -9,20 +9,15 @@ Masks of the visible pixels come with `scene`; the files hold boxes and areas.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 import yaml
 
+from fsdet.data.demoset import mapper_of, publish, usable_cores
 from fsdet.data.drawing.catalogue import BASE, KINDS, NOVEL
 from fsdet.data.drawing.scenes import SIDE, Scene, draw_scene
 from fsdet.data.drawing.sheets import class_sheet, framed, stacked, tiled
@@ -30,10 +25,9 @@ from fsdet.errors import DataError, explain
 
 SIZES: Mapping[str, int] = {"train": 4000, "val": 400, "test": 400, "support": 800}
 SPLITS = tuple(SIZES)
-MARKER, CHUNK, SLOTS = "demo.json", 25, 6
+CHUNK, SLOTS = 25, 6
 COUNTS = {"support": (0, 0, 0.1, 0.25, 0.35, 0.3)}  # probabilities of 1..SLOTS objects
 USUAL_COUNTS = (0.04, 0.10, 0.20, 0.28, 0.24, 0.14)
-ENTRIES = {"data.yaml", MARKER, *SPLITS}
 
 Progress = Callable[[int, int], None]
 
@@ -86,20 +80,13 @@ def draw_demo(
         known = ", ".join(SPLITS)
         raise DataError(explain(f"splits among {known}", ", ".join(sizes), "draw_demo sizes", "rename them"))
     identity = {"generator_sha256": generator_sha256(), "opencv": cv2.__version__, "seed": seed, "sizes": sizes}
-    if _drawn(out) == identity:
-        return out / "data.yaml"
-    _refuse_foreign(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        _draw_splits(draft, seed, sizes, processes or len(os.sched_getaffinity(0)), progress)
+    workers = processes or usable_cores()
+
+    def draw(draft: Path) -> None:
+        _draw_splits(draft, seed, sizes, workers, progress)
         _write_yaml(draft / "data.yaml", sizes)
-        (draft / MARKER).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-        draft.chmod(0o755)  # mkdtemp keeps others out
-        _replace(out, draft)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return out / "data.yaml"
+
+    return publish(out, identity, SPLITS, draw)
 
 
 def sheet(path: Path, seed: int = 0, scenes: int = 14) -> Path:
@@ -117,43 +104,13 @@ def sheet(path: Path, seed: int = 0, scenes: int = 14) -> Path:
     return path
 
 
-def _drawn(out: Path) -> dict | None:
-    """What the demo set in `out` was drawn with; None when there is none."""
-    if not (out / MARKER).is_file():
-        return None
-    try:
-        return json.loads((out / MARKER).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(explain("a demo set's marker", str(error), str(out / MARKER), "remove the folder")) from error
-
-
-def _refuse_foreign(out: Path) -> None:
-    """A folder that holds anything else than a demo set is not ours to replace."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in ENTRIES) if out.is_dir() else ["a file"]
-    if foreign or not (out / MARKER).is_file():
-        got = f"other things ({', '.join(foreign[:3])})" if foreign else f"files without {MARKER}"
-        raise DataError(explain("a new or empty folder, or a demo set", got, str(out), "choose another folder"))
-
-
-def _replace(out: Path, draft: Path) -> None:
-    if out.exists():
-        old = draft.with_name(draft.name + ".old")
-        out.rename(old)
-        draft.rename(out)
-        shutil.rmtree(old)
-    else:
-        draft.rename(out)
-
-
 def _draw_splits(draft: Path, seed: int, sizes: Mapping[str, int], processes: int, progress: Progress | None) -> None:
     jobs = [(split, range(a, min(a + CHUNK, n))) for split, n in sizes.items() for a in range(0, n, CHUNK)]
     for split in sizes:
         (draft / split).mkdir()
     found: dict[str, list] = {split: [] for split in sizes}
     done = 0
-    with _mapper(processes) as mapper:
+    with mapper_of(processes) as mapper:
         for (split, indices), rows in zip(jobs, mapper(partial(_draw_chunk, draft, seed), jobs), strict=True):
             found[split] += rows
             done += len(indices)
@@ -161,19 +118,6 @@ def _draw_splits(draft: Path, seed: int, sizes: Mapping[str, int], processes: in
                 progress(done, sum(sizes.values()))
     for split, rows in found.items():
         (draft / split / "annotations.json").write_text(json.dumps(_coco(rows)), encoding="utf-8")
-
-
-@contextmanager
-def _mapper(processes: int) -> Iterator[Callable[..., Iterable]]:
-    """A `map` over worker processes, all at rest on leaving. Spawned: a fork of a process with threads may hang."""
-    if processes <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), partial(cv2.setNumThreads, 1)) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _draw_chunk(draft: Path, seed: int, job: tuple[str, range]) -> list[dict]:

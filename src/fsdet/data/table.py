@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Table:
 
     names: the source's own class names. sizes: (height, width) px or None, filled from headers by `measure`.
     boxes: xyxy px. image, label: index into paths and names. where: place of each object for the report,
-    `origin` is written in front of it.
+    `origin` is written in front of it. shapes: {object: its outline}, for a reader that was asked for them; None: not.
     """
 
     names: list[str]
@@ -35,6 +36,7 @@ class Table:
     label: list[int] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     where: list[str | int] = field(default_factory=list)
+    shapes: dict[int, Any] | None = None
 
     def add(
         self, box: tuple[float, float, float, float], image: int, label: int, crowd: bool, where: str | int
@@ -60,16 +62,19 @@ class Table:
         exhaustive: whether an image of this source shows no unlabelled object of any class of the data set; otherwise
         only of the source's own classes.
         """
-        boxes, image, label, crowd = self._clean(classes, report)
+        boxes, image, label, crowd, own = self._clean(classes, report)
         order = np.argsort(image, kind="stable")
-        boxes, image, label, crowd = boxes[order], image[order], label[order], crowd[order]
+        boxes, image, label, crowd, own = boxes[order], image[order], label[order], crowd[order], own[order]
         cut = np.searchsorted(image, np.arange(len(self.paths) + 1))
         known = None if exhaustive else frozenset(classes[name] for name in self.names if name in classes)
         return [
-            ImageRecord(Path(path), size, boxes[a:b], label[a:b], crowd[a:b], known)
+            ImageRecord(Path(path), size, boxes[a:b], label[a:b], crowd[a:b], known, self._shapes(own[a:b]))
             for path, size, a, b in zip(self.paths, self.sizes, cut[:-1].tolist(), cut[1:].tolist(), strict=True)
             if size is not None
         ]
+
+    def _shapes(self, objects: np.ndarray) -> tuple[Any, ...]:
+        return () if self.shapes is None else tuple(self.shapes.get(i) for i in objects.tolist())
 
     def _clean(self, classes: Mapping[str, int], report: Report) -> tuple[np.ndarray, ...]:
         boxes = np.array(self.boxes, np.float64).reshape(-1, 4)
@@ -96,7 +101,7 @@ class Table:
             name = self.names[self.label[index]]
             report.add("object of a class in neither base nor novel", self.place(index), f"'{name}'")
         keep &= label >= 0
-        return clipped[keep].astype(np.float32), image[keep], label[keep], crowd[keep]
+        return clipped[keep].astype(np.float32), image[keep], label[keep], crowd[keep], np.flatnonzero(keep)
 
     def place(self, index: int) -> str:
         return f"{self.origin}{self.where[index]}"

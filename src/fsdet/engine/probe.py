@@ -117,7 +117,7 @@ def table(rows: list[ProbeRow], expected: Mapping[str, float]) -> str:
 def words(rows: list[ProbeRow], apart: Mapping[tuple[str, str], float] | None = None) -> list[str]:
     """What a table means and what to do, a sentence a line. `apart`: of `conflicts`, where it was asked."""
     if not rows:
-        return ["no loss has a gradient here: check stage.freeze and loss.weights"]
+        return ["no loss has a gradient here: check stage.freeze and the weights of the losses"]
     out = [*_unsound(rows), *_shares([r for r in rows if r.finite])]
     out += [f"{r.name}_loss pulls against the sum of all (cosine {r.cosine:.2f}): lowering the total raises it"
             for r in rows if r.finite and r.norm and r.cosine < AGAINST]  # fmt: skip
@@ -154,11 +154,11 @@ def _shares(rows: list[ProbeRow]) -> list[str]:
     lines = []
     if first.norm > MOST * total:
         lines.append(f"{first.name}_loss rules: {first.norm / total:.0%} of the summed gradient norms; lower "
-                     f"loss.weights.{first.name} or raise the others")  # fmt: skip
+                     f"the weight of {first.name} or raise the others")  # fmt: skip
     drowned = [r.name for r in pulling if r.norm < LEAST * total]
     if drowned:
         lines.append(f"drowned, below {LEAST:.0%} of the summed gradient norms: {', '.join(drowned)}; raise their "
-                     "loss.weights or set them to 0 and save the time")  # fmt: skip
+                     "weights or set them to 0 and save the time")  # fmt: skip
     return lines
 
 

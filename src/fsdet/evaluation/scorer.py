@@ -100,9 +100,13 @@ class Scorer:
         return self._score_coco(found) if self._coco is not None else self._score_voc(found)
 
     def _score_coco(self, found: Instances) -> Scores:
+        return self._run(self._coco, _coco_found(found, self._coco), "bbox")
+
+    def _run(self, truth: COCO, found: COCO, kind: str) -> Scores:
+        """COCO's evaluation of boxes ("bbox") or masks ("segm"), every size of object together."""
         if not self.num_images:
             return self._collect(np.full((10, 101, self.num_classes), -1.0), np.full(self.num_classes, -1.0))
-        run = COCOeval_faster(self._coco, _coco_found(found, self._coco), iouType="bbox", print_function=_silent)
+        run = COCOeval_faster(truth, found, iouType=kind, print_function=_silent)
         run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
         run.params.maxDets = [MAX_DETECTIONS]
         run.evaluate()
@@ -193,13 +197,18 @@ def _truth(records: Sequence[ImageRecord]) -> Instances:
 def _flatten(detections: Sequence[Detections]) -> Instances:
     """The best 100 of each image end to end, best first within an image."""
     arrays = [[x.detach().cpu().double().numpy() for x in (d.boxes, d.scores, d.labels)] for d in detections]
-    best = [np.argsort(-score, kind="stable")[:MAX_DETECTIONS] for _, score, _ in arrays]
+    best = [best_of(score) for _, score, _ in arrays]
     image = np.repeat(np.arange(len(arrays)), [len(b) for b in best])
     empty = (np.empty((0, 4)), np.empty(0), np.empty(0))
     boxes, score, label = (
         np.concatenate([empty[k], *(a[k][b] for a, b in zip(arrays, best, strict=True))]) for k in range(3)
     )
     return Instances(image, label.astype(np.int64), boxes, score, np.zeros(len(image), bool))
+
+
+def best_of(scores: np.ndarray) -> np.ndarray:
+    """Indices of the best 100, best first; of equal ones the first comes first."""
+    return np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
 
 
 def _partly_labelled(records: Sequence[ImageRecord], num_classes: int) -> np.ndarray:
@@ -220,7 +229,8 @@ def _annotations(instances: Instances) -> list[dict]:
     return [dict(zip(keys, (i, *row), strict=True)) for i, row in rows]
 
 
-def _index(annotations: list[dict], images: list[dict], categories: list[dict]) -> COCO:
+def index(annotations: list[dict], images: list[dict], categories: list[dict]) -> COCO:
+    """Annotations as faster_coco_eval looks things up in them."""
     coco = COCO(print_function=_silent)
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
@@ -237,8 +247,8 @@ def _coco_truth(truth: Instances, partly: np.ndarray, records: Sequence[ImageRec
     for i, annotation in enumerate(annotations, 1):
         annotation["id"] = i
     images = [{"id": i, "height": r.size[0], "width": r.size[1]} for i, r in enumerate(records)]
-    return _index(annotations, images, [{"id": c, "name": str(c)} for c in range(num_classes)])
+    return index(annotations, images, [{"id": c, "name": str(c)} for c in range(num_classes)])
 
 
 def _coco_found(found: Instances, truth: COCO) -> COCO:
-    return _index(_annotations(found), truth.dataset["images"], truth.dataset["categories"])
+    return index(_annotations(found), truth.dataset["images"], truth.dataset["categories"])

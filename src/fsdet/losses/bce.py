@@ -8,21 +8,23 @@ from fsdet.errors import ShapeError
 from fsdet.floats import widen
 
 
-def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """-t log s(z) - (1 - t) log(1 - s(z)), summed over the columns.
+def bce_loss(logits: Tensor, target: Tensor, pos_weight: float = 1.0) -> Tensor:
+    """-w t log s(z) - (1 - t) log(1 - s(z)), summed over the columns.
 
     Args:
         logits, target: [..., C]; target in [0, 1].
+        pos_weight: w, what a positive counts beside a negative.
     Returns:
         [...] float32, nats. At init with logits at the prior p and no positives: -C ln(1 - p) = .01 C for p = .01.
-        |dL/dlogit| = |s(z) - t| <= 1, and never 0 for a confidently wrong column. NaN in, NaN out.
+        |dL/dlogit| = |s(z) - t| <= max(1, w), and never 0 for a confidently wrong column. NaN in, NaN out.
     Raises:
         ShapeError: unless the shapes are equal.
     """
     if logits.shape != target.shape:
         raise ShapeError(f"bce_loss expects equal shapes, got {list(logits.shape)} and {list(target.shape)}")
     z = widen(logits)
-    return F.binary_cross_entropy_with_logits(z, target.to(z.dtype), reduction="none").sum(-1)
+    weight = None if pos_weight == 1.0 else z.new_tensor(pos_weight)
+    return F.binary_cross_entropy_with_logits(z, target.to(z.dtype), reduction="none", pos_weight=weight).sum(-1)
 
 
 def bce_at(

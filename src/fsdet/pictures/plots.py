@@ -120,15 +120,15 @@ def plot_labels(records: "Sequence[ImageRecord]", names: Sequence[str], out: str
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *, normalise: bool = True,
-                   of: str = "") -> Path:  # fmt: skip
+                   of: str = "", background: bool = True) -> Path:  # fmt: skip
     """A confusion matrix [C + 1, C + 1] (row predicted, column true, background last); shares of a column, or counts.
 
-    of: what was counted, for the title.
+    of: what was counted, for the title. background: False for whole images, whose matrix is [C, C].
 
     Raises:
         ShapeError: unless the matrix is [C + 1, C + 1] for C names.
     """
-    n = len(names) + 1
+    n = len(names) + background
     if matrix.shape != (n, n):
         raise ShapeError(f"plot_confusion expects a matrix [{n}, {n}] for {len(names)} names, got {list(matrix.shape)}")
     total = matrix.sum(0, keepdims=True)
@@ -139,7 +139,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *,
     panel.grid(False)
     if n <= 31:
         _cell_texts(panel, shown, matrix > 0, "{:.2f}" if normalise else "{:.0f}", 8 if n <= 16 else 6)
-    ticks = [*names, "background"]
+    ticks = [*names, "background"][:n]
     panel.set_xticks(range(n), ticks, rotation=90, fontsize=8)
     panel.set_yticks(range(n), ticks, fontsize=8)
     panel.set_xlabel("true")

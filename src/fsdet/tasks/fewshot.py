@@ -70,6 +70,9 @@ class FewshotTask:
         self.validator = validation.Validator(config, data)
         self.best_metric = self.validator.best_metric
 
+    def warm(self, threads: int) -> None:
+        self.batches.warm(threads)
+
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()
 

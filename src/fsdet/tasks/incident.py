@@ -17,9 +17,8 @@ from fsdet.engine import probe as gradient_probe
 from fsdet.engine.freezing import Freezer
 from fsdet.engine.memory import Memory
 from fsdet.errors import CheckpointError, DataError, explain
-from fsdet.tasks import build_task, read_data
-from fsdet.tasks.fewshot import FewshotTask
-from fsdet.types import Episode, Targets
+from fsdet.tasks import build_task, kind_of, read_data
+from fsdet.types import Task
 
 CPU = torch.device("cpu")
 
@@ -35,17 +34,18 @@ def replay(folder: Path, run: Path, config: Config) -> str:
     facts, batches = _read(folder)
     lines = [f"{folder}: {facts['outcome']} at step {facts['step']}, epoch {facts['epoch']}; {facts['culprit']}"]
     lines.append(f"images: {', '.join(facts['image_ids']) or 'unknown'}")
-    lost = [b for b in batches if "query" not in b]
+    lost = [b for b in batches if "reason" in b]
     lines += [f"batch {b['index']} could not be made: {b['reason']}" for b in lost]
     if lost:
         return "\n".join(lines)
     task, origin = _task(run, config, facts["step"])
     Freezer(task, config.stage.freeze, config.stage.freeze_norm).apply(facts["epoch"])
     task.objective.train()
-    return "\n".join([*lines, f"weights: {origin}", *_verdict(task, [_episode(b) for b in batches])])
+    window = [kind_of(config.task, str(run)).restored(b) for b in batches]
+    return "\n".join([*lines, f"weights: {origin}", *_verdict(task, window)])
 
 
-def _verdict(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
+def _verdict(task: Task, window: Sequence[Any]) -> list[str]:
     """The losses of each micro-batch, and the first module, loss or parameter that is not finite."""
     lines, trains = [], True
     for batch in window:
@@ -55,11 +55,14 @@ def _verdict(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
         rows = gradient_probe.measure(report)
         lines.append(gradient_probe.tell(rows, {}) if rows else f"losses: {raw}")
     if not trains:
-        return [*lines, "the losses depend on no parameter that trains: check stage.freeze and loss.weights"]
+        return [
+            *lines,
+            "the losses depend on no parameter that trains: check stage.freeze and the weights of the losses",
+        ]
     return [*lines, *_replayed(task, window)]
 
 
-def _replayed(task: FewshotTask, window: Sequence[Episode]) -> list[str]:
+def _replayed(task: Task, window: Sequence[Any]) -> list[str]:
     """What the replay in float32 names, one thing a line."""
     named = [pair for members in task.param_groups().values() for pair in members]
     memory = Memory(task.model, task.objective)
@@ -99,7 +102,7 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     return facts, batches
 
 
-def _task(run: Path, config: Config, step: int) -> tuple[FewshotTask, str]:
+def _task(run: Path, config: Config, step: int) -> tuple[Task, str]:
     """The run's task with the weights saved nearest to `step`, and which those are."""
     entries = checkpoints.read_manifest(run).get("files", {})
     saved = {path: int(entries.get(path.name, {}).get("step", 0)) for path in checkpoints.candidates(run)}
@@ -115,9 +118,3 @@ def _task(run: Path, config: Config, step: int) -> tuple[FewshotTask, str]:
         raise CheckpointError(explain("weights that fit the run's configuration and data", str(error)[:200], str(path),
                                       "replay without overrides, on the data of the run")) from error  # fmt: skip
     return task, f"{path.name} of step {state['step']}"
-
-
-def _episode(values: Mapping[str, Any]) -> Episode:
-    """A batch as it was, from the plain values of batch.pt."""
-    content = dict(values, targets=Targets(**values["targets"]), image_ids=tuple(values["image_ids"]))
-    return Episode(**content)

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Where a stage's weights come from: stage.init_from, else model.weights, else scratch. Never a resume."""
+"""Where weights come from: stage.init_from, else a local weights file, else scratch. Never a resume."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from fsdet.config import Config
 from fsdet.data import shots as shot_files
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
 from fsdet.detect.support import embed_instances
+from fsdet.engine import checkpoint as checkpoints
+from fsdet.engine.checkpoint import first_non_finite
 from fsdet.errors import CheckpointError, explain
 from fsdet.models.backbone import read_weights, trunk_names
 from fsdet.tasks.fewshot import FewshotTask
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.validation import shot_prototypes
+from fsdet.types import Task
 
 log = logging.getLogger("fsdet")
 SCRATCH = "weights: from scratch"
@@ -47,13 +51,47 @@ def from_weights(task: FewshotTask, path: Path) -> str:
     given = read_weights(path)
     if not any(name in own for name in given):
         given = trunk_names(given, len(task.model.backbone), len(task.model.neck))
+    return fit(task.model, given, path, task.config.model.backbone, "check model.backbone and model.levels")
+
+
+def fit(model: nn.Module, given: Mapping[str, Tensor], path: Path, wanted: str, cure: str) -> str:
+    """Put the tensors of `given` that fit by name and shape into `model`; says how many did, and which start fresh.
+
+    Raises:
+        CheckpointError: not one of them fits, or one that does holds NaN or inf.
+    """
+    own = model.state_dict()
     fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
     if not fits:
-        raise CheckpointError(explain(f"tensors of {task.config.model.backbone}", "not one that fits", str(path),
-                                      "check model.backbone and model.levels against the file"))  # fmt: skip
-    task.model.load_state_dict(fits, strict=False)
+        raise CheckpointError(explain(f"tensors of {wanted}", "not one that fits", str(path),
+                                      f"{cure} against the file"))  # fmt: skip
+    if where := first_non_finite(fits):
+        raise CheckpointError(explain("finite weights", f"NaN or inf in {where}", str(path), "use another file"))
+    model.load_state_dict(fits, strict=False)
     left = sorted(set(own) - set(fits))
-    return f"weights: {len(fits)} of {len(own)} tensors from {path}; {len(left)} start fresh ({_few(left)})"
+    fresh = f"; {len(left)} start fresh ({_few(left)})" if left else ""
+    return f"weights: {len(fits)} of {len(own)} tensors from {path}{fresh}"
+
+
+def start(task: Task, init_from: str | None, weights: str | None, section: str,
+          rename: Callable[[str], str] = str) -> str:  # fmt: skip
+    """Fill a task's model from a run of the same task (stage.init_from), else a local weights file, else not at all.
+
+    section: the configuration section with `weights`. rename: a name in that file as the model calls it.
+    Raises:
+        CheckpointError: a file that is missing, damaged, poisoned, of another task, or without a tensor that fits.
+    """
+    if init_from:
+        content = checkpoints.load(init_from)
+        if content.get("task") != task.name:
+            got = f"task {content.get('task')!r}"
+            raise CheckpointError(explain(f"a checkpoint of task '{task.name}'", got, init_from,
+                                          "correct stage.init_from"))  # fmt: skip
+        return fit(task.model, content["ema"], Path(init_from), f"task {task.name}", f"check section {section}")
+    if weights:
+        given = {rename(name): value for name, value in read_weights(Path(weights)).items()}
+        return fit(task.model, given, Path(weights), f"section {section}", f"check section {section}")
+    return SCRATCH
 
 
 def from_stage(task: FewshotTask, trained: Trained) -> str:

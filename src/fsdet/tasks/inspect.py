@@ -6,22 +6,18 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fsdet.config import Config
-from fsdet.data import sources
 from fsdet.data.check import check as check_data
-from fsdet.data.report import Report
+from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine import probe as gradient_probe
 from fsdet.engine.freezing import Freezer
 from fsdet.engine.optimizer import choose_device
-from fsdet.models.build import build_model
-from fsdet.models.detector import DualDetector
-from fsdet.tasks import build_task, read_data
-from fsdet.tasks.fewshot import spec_of
-from fsdet.tasks.loading import load_trained
+from fsdet.tasks import build_task, kind_of, read_data
+from fsdet.tasks.loading import rebuilt, spec_of
 
 BUDGET = 50e6  # parameters
-USUAL_CLASSES = 80  # a model is counted for, when its data are not there to say
 
 
 def probe(config: Config) -> str:
@@ -59,39 +55,29 @@ def check(config: Config) -> str:
         f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB"
     )
     lines.append(f"{task.batches_per_epoch} steps an epoch")
+    lines.append(kind_of(config.task, "task").advice(data))
     return "\n".join(line for line in lines if line)
 
 
 def about_checkpoint(path: Path) -> str:
-    """What a checkpoint holds: stage, classes, parameters per part and share of the budget."""
-    trained = load_trained(path)
-    spec = trained.spec
-    head = (f"{path}: stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
-            f"{len(spec['novel'])} novel classes, {spec['image_size']} px, {trained.sha256[:12]}")  # fmt: skip
+    """What a checkpoint holds: task, classes, parameters per part and share of the budget."""
+    content = checkpoints.load(path)
+    spec = spec_of(path, content)
+    kind = kind_of(spec["task"], str(path))
+    trained = rebuilt(path, content, kind.network(spec["model"], str(path)), torch.device("cpu"))
+    head = f"{path}: {kind.told(spec)}, {spec['image_size']} px, {trained.sha256[:12]}"
     return "\n".join([head, *_parameters(trained.model)])
 
 
 def about_config(config: Config) -> str:
     """What a configuration would build, for the classes of its data where they are on disk."""
-    base, novel, where = _classes(config)
-    classes = base + novel if config.stage.name == "finetune" else base
-    head = f"{config.model.backbone}, {classes} classes ({where}), {config.data.image_size} px"
-    return "\n".join([head, *_parameters(build_model(spec_of(config, classes, base)))])
+    kind = kind_of(config.task, "task")
+    spec, classes = kind.planned(config)
+    head = f"{classes}, {config.data.image_size} px"
+    return "\n".join([head, *_parameters(kind.network(spec, "the configuration"))])
 
 
-def _classes(config: Config) -> tuple[int, int, str]:
-    """How many base and novel classes the data have, and who says so."""
-    path = config.data.path
-    if not path or not Path(path).expanduser().exists():
-        return USUAL_CLASSES, 0, f"assumed: there is no '{path}'" if path else "assumed: data.path is not set"
-    listed = sources.plan(path, Report())
-    if listed.base is not None:
-        return len(listed.base), len(listed.novel), path
-    data = sources.load(path)
-    return len(data.base), len(data.novel), path
-
-
-def _parameters(model: DualDetector) -> list[str]:
+def _parameters(model: nn.Module) -> list[str]:
     counts = {name: sum(p.numel() for _, p in members) for name, members in model.groups().items()}
     total = sum(counts.values())
     rows = [f"  {name:<10}{n / 1e6:>8.2f} M" for name, n in counts.items()]

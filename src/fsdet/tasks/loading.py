@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.optimizer import choose_device
 from fsdet.errors import CheckpointError, DataError, explain
@@ -18,7 +21,7 @@ from fsdet.models.detector import DualDetector
 class Trained:
     """model: in eval mode, EMA weights where the run kept them. spec: Task.describe() of the training."""
 
-    model: DualDetector
+    model: DualDetector  # of the few-shot task; otherwise the network of that task
     spec: Mapping[str, Any]
     path: Path
     sha256: str
@@ -40,13 +43,30 @@ def load_trained(path: str | Path, device: str = "cpu") -> Trained:
         CheckpointError: the file is missing, damaged, unsafe, or not of a few-shot detector.
         ConfigError: no such device.
     """
-    path, place = Path(path), choose_device(device, "--device")
-    content = checkpoints.load(path)
-    spec = content.get("spec")
-    if not isinstance(spec, Mapping) or spec.get("task") != "fewshot" or "model" not in spec:
+    place, content = choose_device(device, "--device"), checkpoints.load(path)
+    spec = spec_of(path, content)
+    if spec["task"] != "fewshot":
         raise CheckpointError(explain("a checkpoint of the few-shot detector", f"spec {str(spec)[:80]}", str(path),
                                       "use best.pt or last.pt of a fsdet train run"))  # fmt: skip
-    model = build_model(spec["model"], str(path))
+    return rebuilt(path, content, build_model(spec["model"], str(path)), place)
+
+
+def spec_of(path: str | Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Task.describe() said when a checkpoint was written. Raises CheckpointError when it says nothing of use."""
+    spec = content.get("spec")
+    if not isinstance(spec, Mapping) or not {"task", "model", "classes"} <= set(spec):
+        raise CheckpointError(explain("a checkpoint of a fsdet training", f"spec {str(spec)[:80]}", str(path),
+                                      "use best.pt or last.pt of a fsdet train run"))  # fmt: skip
+    return spec
+
+
+def rebuilt(path: str | Path, content: Mapping[str, Any], model: nn.Module, place: torch.device) -> Trained:
+    """`model` with the weights of a checkpoint that has been read, on a device.
+
+    Raises:
+        CheckpointError: weights that do not fit the checkpoint's own spec.
+    """
+    path, spec = Path(path), spec_of(path, content)
     state = content.get("ema") or content["model"]
     try:
         model.load_state_dict(state)

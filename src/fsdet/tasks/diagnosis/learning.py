@@ -21,6 +21,8 @@ from fsdet.tasks.diagnosis.finding import (
     tiny_rate,
 )
 
+PAIRWISE = {"supcon", "cpe", "triplet"}  # losses that may stay where they are in a run that learns
+
 
 def validation(run: Run) -> Iterable[Finding]:
     """A fall of the validation that the training does not show, or does."""
@@ -78,7 +80,7 @@ def too_slow(run: Run) -> Iterable[Finding]:
     """Nothing moves although everything may."""
     if len(run.warm) < FEW or run.rejected or not run.fresh:
         return
-    names = sorted({name for row in run.committed for name in row["raw"]} & {"bbox", "cls", "dfl"})
+    names = sorted({name for row in run.committed for name in row["raw"]} - PAIRWISE)
     changes = {name: drift(values) for name in names if len(values := run.values(name)) >= FEW}
     if changes and all(abs(c - 1) < STILL for c in changes.values()):
         seen = ", ".join(f"{name} x{c:.3f}" for name, c in changes.items())

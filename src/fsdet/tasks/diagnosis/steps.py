@@ -22,6 +22,8 @@ from fsdet.tasks.diagnosis.finding import (
     tiny_rate,
 )
 
+HEADS = {"fewshot": "head", "classifier": "classifier", "maskrcnn": "box_head"}  # the part in which the losses end
+
 
 def first_losses(run: Run) -> list[str]:
     """What the monitor said of losses far from their expected value on the first batch."""
@@ -153,15 +155,15 @@ def cpe_zero(run: Run) -> Iterable[Finding]:
 
 def frozen(run: Run) -> Iterable[Finding]:
     """A head that cannot learn: frozen by configuration, or with a learning rate of 0."""
-    freeze = run.config.stage.freeze
+    freeze, head = run.config.stage.freeze, HEADS[run.config.task]
     prefixes = {p for some in freeze.values() for p in some} if isinstance(freeze, dict) else set(freeze)
-    named = sorted(p for p in prefixes if p.split(".")[0] == "head")
-    rates = [row["lr"].get("head") for row in run.warm]
+    named = sorted(p for p in prefixes if p.split(".")[0] == head)
+    rates = [row["lr"].get(head) for row in run.warm]
     if named or (rates and not any(r is None or r > 0 for r in rates)):
-        why = f"stage.freeze names {', '.join(named)}" if named else "the learning rate of group head is 0"
+        why = f"stage.freeze names {', '.join(named)}" if named else f"the learning rate of group {head} is 0"
         yield Finding("frozen_head", "the head does not train, and every loss ends there", why,
                       ("take the head out of stage.freeze; stages freeze backbone and neck",
-                       "check optim.lr_scale.head (--head-lr-multiplier) is above 0"),
+                       f"check optim.lr_scale.{head} (--head-lr-multiplier) is above 0"),
                       ("lr_too_low", "label_slip"))  # fmt: skip
 
 

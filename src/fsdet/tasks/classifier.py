@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""An image classifier on a folder a class: focal loss or BCE, a rate for each part, stages that thaw by epoch."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsdet.config import Config
+from fsdet.data.batch import ImageBatch
+from fsdet.data.check import check
+from fsdet.data.collate import to_tensor
+from fsdet.data.folders import load_folders
+from fsdet.data.sources import DataSet
+from fsdet.data.transforms import augment, letterbox
+from fsdet.errors import ConfigError, DataError, did_you_mean, explain
+from fsdet.evaluation.classification import figures
+from fsdet.losses.bce import bce_loss
+from fsdet.losses.focal import focal_loss
+from fsdet.models.classifier import ImageClassifier
+from fsdet.pictures import Picture, episode_sheet, plot_confusion
+from fsdet.tasks import initial
+from fsdet.tasks.supply import Supply, chunks, judged_split, spread, validation_store
+from fsdet.types import LossReport
+
+LISTED = 20  # errors of the data in a message
+UNEVEN = 3  # times as many images of one class as of another
+
+
+class ClassifierTask:
+    """What a training step means for an image classifier; satisfies `types.Task`.
+
+    Two classes share one logit, the one of `classifier.positive`; more have a column each.
+    """
+
+    name = "classifier"
+    best_metric = "val/fitness"  # the area under the ROC curve
+
+    def __init__(self, config: Config, data: DataSet) -> None:
+        self.config, self.data = config, data
+        torch.manual_seed(config.run.seed)
+        self.spec = spec_of(config, len(data.names))
+        self.model = ImageClassifier(self.spec)
+        self.objective = nn.Module()
+        self.supply = Supply(config, data)
+        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
+        self.positive = positive_of(config, data.names)
+        self.pos_weight = self._pos_weight()
+        self.split = judged_split(data)
+
+    def warm(self, threads: int) -> None:
+        self.supply.store.fill(threads)
+
+    def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
+        return self.model.groups()
+
+    def batch(self, index: int) -> ImageBatch:
+        store, jitter, size = self.supply.store, self.supply.jitter, self.supply.size
+        made, ids, replaced = self.supply.made(
+            index,
+            lambda rng, i: (augment(rng, [store.sample(i)], jitter, size).image, int(store.records[i].labels[0])),
+        )
+        images, labels = zip(*made, strict=True)
+        return ImageBatch(index, to_tensor(images, size), torch.tensor(labels), ids, replaced=replaced)
+
+    def losses(self, batch: ImageBatch) -> LossReport:
+        pooled = self.model.pooled(batch.images)
+        logits = self.model.classifier(pooled)
+        rows = self.rows(logits, batch.labels)
+        count = torch.full((), float(len(rows)), device=rows.device)
+        value = rows.sum() / count
+        index = torch.arange(len(rows), device=rows.device)
+        return LossReport(value, {"cls": value}, {"cls": value}, {"cls": len(rows)}, self._positives(batch.labels),
+                          count, {"cls": rows.detach()}, {"cls": index}, (pooled if pooled.requires_grad else logits,),
+                          batch.image_ids)  # fmt: skip
+
+    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[B] loss of every image: logits [B, columns], labels [B] classes."""
+        target, c = self._target(labels), self.config.classifier
+        if c.loss == "bce":
+            return bce_loss(logits, target, self.pos_weight)
+        return focal_loss(logits, target, c.gamma, c.alpha)
+
+    def _target(self, labels: Tensor) -> Tensor:
+        if self.spec["columns"] == 1:
+            return (labels == self.positive).float().unsqueeze(1)
+        return nn.functional.one_hot(labels, self.spec["columns"]).float()
+
+    def _positives(self, labels: Tensor) -> Tensor:
+        return self._target(labels).sum()
+
+    def _pos_weight(self) -> float:
+        """What a positive counts under BCE; auto: as many times as there are more negatives, over all columns."""
+        asked = self.config.classifier.pos_weight
+        if asked != "auto":
+            return float(asked)
+        target = self._target(torch.tensor([int(r.labels[0]) for r in self.supply.store.records]))
+        return float((target.numel() - target.sum()) / target.sum().clamp(min=1))
+
+    def expected_initial(self, report: LossReport) -> Mapping[str, float]:
+        """cls: the loss where every logit is 0, which is how the last layer starts."""
+        count, ones = int(report.rows["cls"]), round(float(report.positives))
+        other = 1 - self.positive if self.spec["columns"] == 1 else 0
+        labels = torch.tensor([self.positive if i < ones else other for i in range(count)])
+        return {"cls": float(self.rows(torch.zeros(count, self.spec["columns"]), labels).mean())}
+
+    @cached_property
+    def judge(self) -> "Judge":
+        return Judge(self.config, self.data, self.split)
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """{val/accuracy, val/f1, val/auc, val/fitness}; fitness is the accuracy where one class has no image."""
+        found, _ = self.judge.figures(model)
+        fitness = found["auc"] if np.isfinite(found["auc"]) else found["accuracy"]
+        return {f"val/{name}": value for name, value in found.items()} | {"val/fitness": fitness}
+
+    def illustrate(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
+        return [self.judge.sheet(model, folder / f"step_{step:06d}.jpg", f"step {step}, validation images")]
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"task": self.name, "model": self.spec, "classes": list(self.data.names),
+                "positive": self.data.names[self.positive], "image_size": self.config.data.image_size,
+                "data": str(self.config.data.path)}  # fmt: skip
+
+
+class Judge:
+    """A split, and how well a classifier does on it; no randomness, no augmentation."""
+
+    def __init__(self, config: Config, data: DataSet, split: str) -> None:
+        self.names, self.size = data.names, config.data.image_size
+        self.positive = positive_of(config, data.names)
+        self.store = validation_store(data.split(split), self.size)
+        self.true = np.array([int(r.labels[0]) for r in self.store.records])
+        self.filled = False
+
+    @torch.inference_mode()
+    def scores(self, model: ImageClassifier, indices: Sequence[int] | None = None) -> np.ndarray:
+        """[n, C] in [0, 1] of the split's images, or of some of them; of two classes they add up to 1."""
+        self.filled = self.filled or self.store.fill() > 0
+        wanted = list(range(len(self.true))) if indices is None else list(indices)
+        rows = []
+        for part in chunks(len(wanted)):
+            images = [letterbox(self.store.sample(wanted[i]).image, self.size)[0] for i in part]
+            rows.append(model(to_tensor(images, self.size).to(model.mean.device)).float().sigmoid().cpu().numpy())
+        found = np.concatenate(rows).astype(np.float64)
+        if len(self.names) > 2:
+            return found
+        both = np.concatenate([1 - found, found], 1)
+        return both if self.positive == 1 else both[:, ::-1]
+
+    def figures(self, model: ImageClassifier) -> tuple[Mapping[str, float], np.ndarray]:
+        return figures(self.scores(model), self.true, self.positive)
+
+    def sheet(self, model: ImageClassifier, path: Path, title: str) -> Path:
+        """Fixed images, each with the class that it is taken for, its score, and the true one where that differs."""
+        chosen = spread(len(self.true))
+        pictures = []
+        for i, row in zip(chosen, self.scores(model, chosen), strict=True):
+            said, true = int(row.argmax()), int(self.true[i])
+            text = f"{self.names[said]} {row[said]:.2f}" + ("" if said == true else f", is {self.names[true]}")
+            pictures.append(Picture(self.store.sample(i).image, title=text))
+        return episode_sheet([], pictures, path, title=title)
+
+
+def positive_of(config: Config, names: Sequence[str]) -> int:
+    """Index of the class that counts as found. Raises ConfigError for a name that no class has."""
+    name = config.classifier.positive
+    if name is None:
+        return min(1, len(names) - 1)
+    if name not in names:
+        got = f"{name!r}.{did_you_mean(name, names)}"
+        known = f"one of the classes {', '.join(names[:12])}"
+        raise ConfigError(explain(known, got, "classifier.positive", "correct the name"))
+    return list(names).index(name)
+
+
+def spec_of(config: Config, classes: int) -> dict[str, Any]:
+    c = config.classifier
+    return {"backbone": c.backbone, "width": c.width, "head": c.head, "dropout": c.dropout,
+            "columns": 1 if classes == 2 else classes}  # fmt: skip
+
+
+def read(config: Config) -> DataSet:
+    return load_folders(config.data.path)
+
+
+def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTask, str | None]:
+    """The task; a fresh run looks at every image first. Raises DataError for images that are damaged or leak."""
+    c = config.classifier
+    if not resume:
+        report = check(data, deep=c.validate_data)
+        if not report.ok:
+            got = f"{len(report.errors)} errors\n  " + "\n  ".join(report.errors[:LISTED])
+            raise DataError(explain("sound data", got, config.data.path, "mend or remove these files"))
+    task = ClassifierTask(config, data)
+    return task, None if resume else initial.start(task, config.stage.init_from, c.weights, "classifier",
+                                                   lambda name: f"backbone.{name}")  # fmt: skip
+
+
+def restored(values: Mapping[str, Any]) -> ImageBatch:
+    return ImageBatch.restored(values)
+
+
+def network(spec: Mapping[str, Any], where: str) -> ImageClassifier:
+    return ImageClassifier(spec)
+
+
+def planned(config: Config) -> tuple[Mapping[str, Any], str]:
+    path, classes, where = config.data.path, 2, "assumed"
+    if path and Path(path).expanduser().exists():
+        classes, where = len(load_folders(path).names), path
+    return spec_of(config, classes), f"{config.classifier.backbone}, {classes} classes ({where})"
+
+
+def told(spec: Mapping[str, Any]) -> str:
+    return f"classifier of {', '.join(spec['classes'][:6])}{', ...' if len(spec['classes']) > 6 else ''}"
+
+
+def advice(data: DataSet) -> str:
+    counts = np.bincount([int(r.labels[0]) for r in data.split("train")], minlength=len(data.names))
+    if counts.min() * UNEVEN > counts.max():
+        return ""
+    return "classes are uneven: classifier.loss=bce with classifier.pos_weight=auto, or classifier.alpha, weighs them"
+
+
+def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
+    """Figures of a split, its confusion matrix (row predicted, column true), and both as pictures in `folder`."""
+    judge = Judge(config, data, split)
+    found, matrix = judge.figures(model)
+    if folder is not None:
+        plot_confusion(matrix, data.names, folder / "confusion.png", of=f"split {split}", background=False)
+        judge.sheet(model, folder / "episodes" / f"eval_{split}.jpg", f"images of split {split}")
+    return {"metrics": dict(found), "confusion": matrix.tolist(), "images": len(judge.true)}

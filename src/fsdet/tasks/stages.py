@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The few-shot detector's stages 1, 2 and 3 as a kind of training (see kind.py)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fsdet.config import Config
+from fsdet.data import sources
+from fsdet.data.report import Report
+from fsdet.data.sources import DataSet
+from fsdet.errors import UserError, explain
+from fsdet.models.build import build_model
+from fsdet.tasks import initial, recipe
+from fsdet.tasks.fewshot import FewshotTask, spec_of
+from fsdet.types import Episode, Targets
+
+USUAL_CLASSES = 80  # a model is counted for, when its data are not there to say
+Shots = Mapping[int, Sequence[tuple[int, int]]]  # {novel class: [(record index, box index), ...]}
+
+
+def read(config: Config) -> DataSet:
+    return sources.load(config.data.path)
+
+
+def create(config: Config, data: DataSet, *, resume: bool) -> tuple[FewshotTask, str | None]:
+    """The task of a stage and what was initialised from where; on resume the weights come from the run itself.
+
+    `task.config` names the recipe that stage.recipe=auto has chosen; `recipe.applied` has its values.
+    """
+    if config.stage.name != "finetune":
+        task, chosen = FewshotTask(recipe.settled(config, data, {}, "support", resume=resume)[0], data), ""
+    else:
+        task, chosen = finetune_task(config, data, *initial.shots_of(config, data), resume=resume)
+    if resume:
+        return task, None
+    return task, "\n  ".join(filter(None, (initial.initialise(task, task.config), chosen)))
+
+
+def finetune_task(config: Config, data: DataSet, shots: Shots, split: str, *,
+                  resume: bool = False) -> tuple[FewshotTask, str]:  # fmt: skip
+    """The task of stage 3 on given shots, and what its recipe chose."""
+    config, chosen = recipe.settled(config, data, shots, split, resume=resume)
+    return FewshotTask(config, data, shots, split), chosen
+
+
+def restored(values: Mapping[str, Any]) -> Episode:
+    """A batch as it was, from the plain values of batch.pt."""
+    content = dict(values, targets=Targets(**values["targets"]), image_ids=tuple(values["image_ids"]))
+    return Episode(**content)
+
+
+def network(spec: Mapping[str, Any], where: str) -> nn.Module:
+    return build_model(spec, where)
+
+
+def planned(config: Config) -> tuple[Mapping[str, Any], str]:
+    base, novel, where = _classes(config)
+    classes = base + novel if config.stage.name == "finetune" else base
+    return spec_of(config, classes, base), f"{config.model.backbone}, {classes} classes ({where})"
+
+
+def told(spec: Mapping[str, Any]) -> str:
+    return (f"stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
+            f"{len(spec['novel'])} novel classes")  # fmt: skip
+
+
+def advice(data: DataSet) -> str:
+    return ""
+
+
+def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
+    """Refused: its figures are by shots and draws, which tasks/protocol.py makes."""
+    raise UserError(explain("a task that is judged by a split alone", "the few-shot detector", "judge",
+                            "use fsdet eval, which draws supports"))  # fmt: skip
+
+
+def _classes(config: Config) -> tuple[int, int, str]:
+    """How many base and novel classes the data have, and who says so."""
+    path = config.data.path
+    if not path or not Path(path).expanduser().exists():
+        return USUAL_CLASSES, 0, f"assumed: there is no '{path}'" if path else "assumed: data.path is not set"
+    listed = sources.plan(path, Report())
+    if listed.base is not None:
+        return len(listed.base), len(listed.novel), path
+    data = sources.load(path)
+    return len(data.base), len(data.novel), path

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What tasks on whole images share: which training images make batch i, and validation images in order."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from fsdet.config import Config
+from fsdet.data.episodes import EpochPlanner
+from fsdet.data.sources import DataSet
+from fsdet.data.store import AUTO_BYTES, ImageStore
+from fsdet.data.unusable import usable
+from fsdet.tasks.batches import CACHE, jitter_of
+from fsdet.types import ImageRecord, Replaced
+
+T = TypeVar("T")
+log = logging.getLogger("fsdet")
+MOST = 5000  # images of a validation
+CHUNK = 16  # of them at a time
+SHOWN = 9  # images on a sheet
+
+
+class Supply:
+    """Training images by batch index: a pure function of (run.seed, index).
+
+    config: the whole configuration; episode.queries images a step, every one once an epoch.
+    """
+
+    def __init__(self, config: Config, data: DataSet) -> None:
+        self.seed, self.jitter, self.size = config.run.seed, jitter_of(config), config.data.image_size
+        records = data.split("train")
+        self.store = ImageStore(records, self.size, CACHE[config.data.cache])
+        self.planner = EpochPlanner(records, config.episode.queries, self.seed)
+        self.per_epoch = config.episode.per_epoch or max(1, len(records) // config.episode.queries)
+
+    def made(self, index: int, make: Callable[[np.random.Generator, int], T]) -> tuple[
+        list[T], tuple[str, ...], tuple[Replaced, ...]
+    ]:  # fmt: skip
+        """(what `make` makes of a generator and a record index, image ids, what could not be used) of batch `index`.
+
+        Raises:
+            Unmade: one sample after another cannot be used.
+        """
+        plan, replaced = self.planner.plan(index), []
+        drawn = [
+            usable((self.seed, 3, index, slot), query, lambda i, rng: make(rng, i), self._name,
+                   lambda i, rng: self.planner.substitute(rng, plan, i), replaced)
+            for slot, query in enumerate(plan.queries)
+        ]  # fmt: skip
+        return [made for _, made in drawn], tuple(self._name(i) for i, _ in drawn), tuple(replaced)
+
+    def _name(self, record: int) -> str:
+        return self.store.records[record].image_id
+
+
+def judged_split(data: DataSet) -> str:
+    """The split that validation looks at: val, else train, which says so."""
+    if not data.has("val"):
+        log.warning("no split val: validation looks at training images, so best.pt is picked by what it has seen")
+    return "val" if data.has("val") else "train"
+
+
+def validation_store(records: Sequence[ImageRecord], size: int) -> ImageStore:
+    """At most MOST images of a split, evenly taken, so that every class is among them."""
+    step = max(1, -(-len(records) // MOST))
+    return ImageStore(records[::step], size, AUTO_BYTES)
+
+
+def chunks(count: int) -> Iterator[range]:
+    return (range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
+
+
+def spread(count: int) -> list[int]:
+    """At most SHOWN indices, evenly taken."""
+    return np.unique(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)).tolist()
