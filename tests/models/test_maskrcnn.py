@@ -59,8 +59,13 @@ def test_losses_and_detections_are_those_of_torchvisions_forward(small):
 
 def test_losses_are_float32_and_reach_every_part_in_half_precision_too(small):
     small.train()
+    heads, seen = (small.rpn.head, small.roi_heads.box_predictor, small.roi_heads.mask_predictor), []
+    hooks = [h.register_forward_hook(lambda _, inputs, output: seen.append(output)) for h in heads]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses, levels = small.losses(images(), targets())
+    for hook in hooks:
+        hook.remove()
+    assert {t.dtype for t in torch.utils._pytree.tree_leaves(seen)} == {torch.float32}, "boxes are decoded from these"
     assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
     assert all(level.dtype == torch.float32 for level in levels)
     sum(losses.values()).backward()
