@@ -14,20 +14,18 @@ from functools import cache, partial
 from pathlib import Path
 
 import cv2
-import numpy as np
 import yaml
 
 from fsdet.data.demoset import mapper_of, publish, usable_cores
 from fsdet.data.drawing.catalogue import BASE, KINDS, NOVEL
-from fsdet.data.drawing.scenes import SIDE, Scene, draw_scene
+from fsdet.data.drawing.deal import SPLITS, jpeg, scene
+from fsdet.data.drawing.scenes import SIDE
 from fsdet.data.drawing.sheets import class_sheet, framed, stacked, tiled
 from fsdet.errors import DataError, explain
 
 SIZES: Mapping[str, int] = {"train": 4000, "val": 400, "test": 400, "support": 800}
-SPLITS = tuple(SIZES)
-CHUNK, SLOTS = 25, 6
-COUNTS = {"support": (0, 0, 0.1, 0.25, 0.35, 0.3)}  # probabilities of 1..SLOTS objects
-USUAL_COUNTS = (0.04, 0.10, 0.20, 0.28, 0.24, 0.14)
+CHUNK = 25  # pictures a job
+FIRST = "5e2a55694b76f523415fbe1cb6e1bcb415d2b99d0d9f01252d6fd67f3d64b0ab"  # when the hash covered this file too
 
 Progress = Callable[[int, int], None]
 
@@ -43,17 +41,11 @@ def novel_names() -> tuple[str, ...]:
 @cache
 def generator_sha256() -> str:
     """Hash of the source files that decide what is drawn."""
-    here = Path(__file__).parent
     total = hashlib.sha256()
-    drawing = (f for f in sorted((here / "drawing").glob("*.py")) if f.name != "sheets.py")
-    for file in [*drawing, Path(__file__)]:
-        total.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for file in sorted((Path(__file__).parent / "drawing").glob("*.py")):
+        if file.name != "sheets.py":
+            total.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()
-
-
-def scene(seed: int, split: str, index: int) -> Scene:
-    """Picture `index` of a split, a pure function of its arguments."""
-    return draw_scene(_rng(seed, split, index), _labels(seed, split, index))
 
 
 def draw_demo(
@@ -86,7 +78,7 @@ def draw_demo(
         _draw_splits(draft, seed, sizes, workers, progress)
         _write_yaml(draft / "data.yaml", sizes)
 
-    return publish(out, identity, SPLITS, draw)
+    return publish(out, identity, SPLITS, draw, same_as={**identity, "generator_sha256": FIRST})
 
 
 def sheet(path: Path, seed: int = 0, scenes: int = 14) -> Path:
@@ -127,35 +119,9 @@ def _draw_chunk(draft: Path, seed: int, job: tuple[str, range]) -> list[dict]:
 
 def _draw_image(folder: Path, seed: int, split: str, index: int) -> dict:
     drawn, name = scene(seed, split, index), f"{index:06d}.jpg"
-    quality = int(_rng(seed, split, index, 1).integers(60, 96))
-    jpeg = cv2.imencode(".jpg", drawn.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    (folder / name).write_bytes(jpeg.tobytes())
+    (folder / name).write_bytes(jpeg(drawn, seed, split, index))
     return {"name": name, "labels": drawn.labels.tolist(), "boxes": drawn.boxes.tolist(),
             "areas": drawn.masks.sum((1, 2)).tolist()}  # fmt: skip
-
-
-def _rng(seed: int, split: str, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), *key)))
-
-
-def _labels(seed: int, split: str, index: int) -> list[int]:
-    """The classes of one picture, dealt from shuffled decks so that all classes are about equally frequent."""
-    rng = _rng(seed, split, index, 2)
-    count = 1 + int(rng.choice(SLOTS, p=COUNTS.get(split, USUAL_COUNTS)))
-    labels: list[int] = []
-    for slot in rng.permutation(SLOTS)[:count]:
-        again = bool(labels) and rng.random() < 0.1
-        labels.append(labels[-1] if again else _dealt(seed, split, index * SLOTS + int(slot)))
-    return labels
-
-
-def _dealt(seed: int, split: str, card: int) -> int:
-    if split == "test":  # base and novel take turns, and swap places from picture to picture
-        novel, card = (card + card // SLOTS) % 2 == 1, card // 2
-    else:
-        novel = split == "support"
-    size, first = (len(NOVEL), len(BASE)) if novel else (len(BASE), 0)
-    return first + int(_rng(seed, split, card // size, 3, int(novel)).permutation(size)[card % size])
 
 
 def _coco(rows: list[dict]) -> dict:
