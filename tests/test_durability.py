@@ -143,4 +143,5 @@ def test_the_second_signal_does_not_wait_and_what_was_saved_is_intact(place):
         assert process.poll() is None, "the first one waits for the step"
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 20
-    assert load("slow/last.pt")["step"] in (1, 2)
+    # five batches an epoch in windows of two: the sixth is the fourth step's, and each before it may be saved by then
+    assert load("slow/last.pt")["step"] in (1, 2, 3)
