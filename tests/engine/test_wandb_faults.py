@@ -64,9 +64,10 @@ def in_a_process(mood, when, folder):
 
 
 def environment(folder, **more):
-    """A key, and none of the user's settings."""
+    """A key, and none of the user's settings, nor the helper process of a run that this one has had."""
+    known = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
     own = {f"WANDB_{name}_DIR": str(folder) + ".home" for name in ("CONFIG", "CACHE", "DATA")}
-    return {**os.environ, **own, "WANDB_API_KEY": "a" * 40, "OMP_NUM_THREADS": "1", **more}
+    return {**known, **own, "WANDB_API_KEY": "a" * 40, "OMP_NUM_THREADS": "1", **more}
 
 
 def sent_later(folder):
