@@ -219,7 +219,7 @@ def closing(stage: int, folder: Path) -> str:
     lines += ["", f"next, in {ROOT}:" if os.environ.get("FSDET_STOOD") else "next:"]
     lines += [f"  {following}"] if following else []
     if stage > 1:
-        predict = typed(f"fsdet predict {folder}/best.pt --support support/ --source photos/ --out predictions")
+        predict = typed("fsdet predict {} --support support/ --source photos/ --out predictions", folder / "best.pt")
         lines.append(f"  {predict}   # support/<class>/*.jpg: your classes")
     if (folder / "wandb").is_dir():
         lines.append("  ./scripts/dashboard.sh   # the run in a terminal")

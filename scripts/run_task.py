@@ -103,8 +103,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"note: {note}")
     folder = run_task(task, request, times)
     print("\n".join(["", *(f"{part:<12}{seconds:8.1f} s" for part, seconds in times.items())]))
-    for line in (f"fsdet report {folder}", f"fsdet doctor {folder}"):
-        print(f"next: {typed(line)}")
+    for verb in ("report", "doctor"):
+        print(f"next: {typed('fsdet {} {}', verb, folder)}")
     return 0
 
 

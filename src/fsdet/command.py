@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 
-def typed(line: str) -> str:
-    """`fsdet ...` (or of another module) as `PYTHON -m fsdet ...`: this interpreter, relative below the folder."""
+def typed(line: str, *values: object) -> str:
+    """`fsdet ...` (or of another module) as `PYTHON -m fsdet ...`: this interpreter, relative below the folder.
+
+    values: what each `{}` of `line` stands for, paths above all; quoted where a shell would take them apart.
+    """
     here, python = Path.cwd(), Path(sys.executable)
     shown = python.relative_to(here) if python.is_relative_to(here) else python
-    module, _, rest = line.partition(" ")
+    module, _, rest = line.format(*(shlex.quote(str(value)) for value in values)).partition(" ")
     return f"{shlex.quote(str(shown))} -m {module} {rest}".rstrip()

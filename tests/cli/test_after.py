@@ -66,6 +66,16 @@ def test_the_doctor_says_whether_a_run_is_under_way_or_was_stopped(folder, capsy
     assert "no red flag; not finished, last line 10 min ago: stopped or killed" in doctor(capsys)
 
 
+def test_why_a_run_ended_is_told(folder, capsys):
+    """The last ending counts, and none once the run has finished."""
+    ends = [{"kind": "end", "step": 90, "epoch": 1, "batch": 96, "reason": f"reason {i}"} for i in range(2)]
+    write(folder, *sound(), *ends)
+    assert doctor(capsys) == "run: 96 steps, none rejected, no red flag\nended: reason 1\n"
+    assert main(["report", "run"]) == 0 and "unfinished (reason 1); " in capsys.readouterr().out
+    finished(folder)
+    assert "reason" not in doctor(capsys)
+
+
 @pytest.mark.parametrize(
     ("steps", "told"),
     [
@@ -111,6 +121,11 @@ def test_the_doctor_lists_incidents_and_flags_below_its_finding(folder, capsys):
 def test_report_draws_the_curves_and_names_the_next_command(folder, capsys):
     write(folder, step(8, 1, "committed"), {"kind": "val", "step": 8, "epoch": 1, "val/base/AP50": 0.25})
     (folder / "results.csv").write_text("epoch,train/total\n1,3.0\n2,2.0\n")
+    assert main(["report", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert "run: step 8, unfinished; nothing is saved yet" in shown and "next:" not in shown
+    for name in ("last.pt", "best.pt"):
+        (folder / name).touch()
     assert main(["report", "run"]) == 0
     shown = capsys.readouterr().out
     assert f"run: step 8, unfinished; next: {typed('fsdet train --resume run')}" in shown

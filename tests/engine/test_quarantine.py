@@ -10,6 +10,7 @@ from engine.test_trainer import Power, pull_the_plug_at, same
 from engine.toy import ToyBatch, ToyTask, trainer
 from fsdet.config import Guard
 from fsdet.engine.checkpoint import load
+from fsdet.engine.history import read_history
 from fsdet.engine.quarantine import Quarantine
 from fsdet.errors import RunFailed
 from fsdet.types import Replaced
@@ -55,6 +56,18 @@ def test_the_ceiling_is_a_share_of_the_samples_and_one_file_alone_ends_nothing(t
     ledger.see(batch(1), 1)  # known: no new sample
     with pytest.raises(RunFailed, match=rf"{allowed + 1} of {samples} samples.*allows {allowed}\nlast: last\.jpg"):
         ledger.see(batch(2), 2)
+
+
+def test_a_run_that_is_ended_says_why_in_its_records_until_it_goes_on(tmp_path):
+    bad = {5: ["a.jpg"], 7: ["b.jpg"]}
+    with pytest.raises(RunFailed, match="where it has saved"):
+        trainer(task(bad), tmp_path / "r").fit()
+    assert read_history(tmp_path / "r").ending.startswith("training stopped before batch 7: 2 of 100 samples")
+    assert "last: b.jpg: truncated" in (tmp_path / "r/training_debug.log").read_text()
+    trainer(task({5: ["a.jpg"]}), tmp_path / "r", resume=True).fit()
+    assert "end" not in read_history(tmp_path / "r").rows
+    trainer(task({5: ["a.jpg"]}), tmp_path / "straight").fit()
+    assert (tmp_path / "r/metrics.jsonl").read_bytes() == (tmp_path / "straight/metrics.jsonl").read_bytes()
 
 
 def test_without_a_number_of_samples_an_epoch_of_draws_counts(tmp_path):

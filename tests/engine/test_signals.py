@@ -10,6 +10,7 @@ import pytest
 from engine.test_trainer import same
 from engine.toy import ToyTask, trainer
 from fsdet.engine.checkpoint import is_finished, load
+from fsdet.engine.history import read_history
 from fsdet.engine.signals import Signals
 from fsdet.errors import Stopped
 
@@ -31,6 +32,8 @@ def test_a_signal_finishes_the_step_and_the_resumed_run_is_the_straight_one(tmp_
         trainer(signalled(number, at), tmp_path / "b").fit()
     assert stopped.value.exit_code == code
     assert load(tmp_path / "b/last.pt")["step"] == at + 1 and not is_finished(tmp_path / "b")
+    reason = read_history(tmp_path / "b").ending
+    assert reason == f"stopped by signal {number} after step {at + 1}; the state is saved."
     trainer(ToyTask(), tmp_path / "b", resume=True).fit()
     assert same(load(tmp_path / "a/last.pt"), load(tmp_path / "b/last.pt"))
     for name in ("metrics.jsonl", "results.csv"):

@@ -124,9 +124,8 @@ def _shots(args: argparse.Namespace) -> int:
         shown = f"{', '.join(map(str, file.ks))} shots ({file.unit}) of {len(file.classes)} classes"
         print(f"{path}: {shown}, seed {file.seed}, sha256 {file.sha256[:12]}")
     if data.novel:  # without, the shots are of base classes, which stage 3 takes from train
-        command = f"fsdet train configs/stage_3.yaml data.path={args.data} data.shots={paths[0]}"
-        command += f" episode.shots={max(drawn[0].ks)}"
-        print(f"next: {typed(command)}")
+        command = "fsdet train configs/stage_3.yaml data.path={} data.shots={} episode.shots={}"
+        print(f"next: {typed(command, args.data, paths[0], max(drawn[0].ks))}")
     else:
         print("the data set has no novel classes: these are shots of all its classes")
     return 0

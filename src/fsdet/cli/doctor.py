@@ -41,6 +41,8 @@ def _state(history: "History", ill: bool) -> str:
     told = taken if ill or history.flags() else f"{taken}, no red flag"
     if history.finished:
         return told
+    if history.ending:
+        return f"{told}\nended: {history.ending}"
     if history.age < QUIET:
         return f"{told}; under way, last line {history.age:.0f} s ago"
     return f"{told}; not finished, last line {_ago(history.age)} ago: stopped or killed"

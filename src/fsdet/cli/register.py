@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
     for line in bank.describe():
         print(f"  {line}")
-    print(f"next: {typed(f'fsdet predict {args.checkpoint} --bank {args.out} --source IMAGE --out predictions')}")
+    told = typed("fsdet predict {} --bank {} --source IMAGE --out predictions", args.checkpoint, args.out)
+    print(f"next: {told}")
     return 0
 
 
@@ -67,7 +68,7 @@ def _free(folder: Path) -> None:
         return
     unfinished = (folder / "last.pt").exists() and not is_finished(folder)
     got = "an interrupted adaptation" if unfinished else "something there"
-    cure = f"{typed(f'fsdet train --resume {folder}')} continues it, or " if unfinished else ""
+    cure = f"{typed('fsdet train --resume {}', folder)} continues it, or " if unfinished else ""
     raise UserError(explain("a folder to make", got, str(folder), f"{cure}name another --out"))
 
 
@@ -78,4 +79,4 @@ def _adapt(args: argparse.Namespace) -> None:
                  device=args.device)  # fmt: skip
     print(f"{done.checkpoint}: finds {len(done.classes)} new classes by itself; base AP50 on split val "
           f"{done.before:.3f} -> {done.after:.3f}")  # fmt: skip
-    print(f"next: {typed(f'fsdet predict {done.checkpoint} --source IMAGE --out predictions')}")
+    print(f"next: {typed('fsdet predict {} --source IMAGE --out predictions', done.checkpoint)}")

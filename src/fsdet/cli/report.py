@@ -37,9 +37,15 @@ def draw_curves(folder: Path) -> Path | None:
 
 
 def _state(history: "History") -> str:
-    resume = typed(f"fsdet train --resume {history.folder}")
-    ended = "finished" if history.finished else f"unfinished; next: {resume}"
-    return f"{history.folder}: step {history.last_step}, {ended}"
+    from fsdet.engine.checkpoint import candidates
+
+    told = f"{history.folder}: step {history.last_step}, "
+    if history.finished:
+        return f"{told}finished"
+    told += f"unfinished{f' ({history.ending})' if history.ending else ''}; "
+    if not candidates(history.folder):
+        return f"{told}nothing is saved yet"
+    return f"{told}next: {typed('fsdet train --resume {}', history.folder)}"
 
 
 def _evaluation(history: "History") -> list[str]:
@@ -53,8 +59,8 @@ def _evaluation(history: "History") -> list[str]:
 def _table(folder: Path) -> list[str]:
     path = folder / "results.json"
     if not path.is_file():
-        command = f"fsdet eval {folder / 'best.pt'} --json {path}"
-        return [f"next: {typed(command)}"]
+        best = folder / "best.pt"
+        return [f"next: {typed('fsdet eval {} --json {}', best, path)}"] if best.is_file() else []
     from fsdet.evaluation.summary import read_results, table
     from fsdet.files import read_json
     from fsdet.tasks import judge

@@ -51,6 +51,12 @@ class History:
         return self.rows.get("rewind", [])
 
     @property
+    def ending(self) -> str | None:
+        """Why the run gave up or stopped; None where it is finished, under way, or was killed."""
+        rows = self.rows.get("end", [])
+        return str(rows[-1]["reason"]) if rows and not self.finished else None
+
+    @property
     def last_step(self) -> int:
         return max((row.get("step", 0) for rows in self.rows.values() for row in rows), default=0)
 

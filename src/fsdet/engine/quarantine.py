@@ -56,7 +56,7 @@ class Quarantine:
                 f"guard.max_quarantined={self.share:g} allows {self.allowed(samples)}\n"
                 f"last: {self._told(fresh[-1].sample)}\n"
                 f"report: {self.path}\nnext: {typed('fsdet data check DATA --deep')}, mend or remove them, "
-                f"then {typed(f'fsdet train --resume {self.path.parent}')}"
+                f"then start again, with {typed('fsdet train --resume {}', self.path.parent)} where it has saved"
             )
 
     def allowed(self, samples: int) -> int:

@@ -26,6 +26,7 @@ from fsdet.files import write_durably
 from fsdet.types import StepReport
 
 log = logging.getLogger("fsdet")
+UNCOUNTED = ("rewind", "end")  # kinds of rows that an undisturbed run would not have
 LARGE_INPUT = 10  # beyond which a normalised pixel is none
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "faster-coco-eval", "wandb")
 
@@ -71,14 +72,14 @@ class Records:
             cut_rows(self.folder / "timings.jsonl", cut.batch)
         kept = cut_rows(self.folder / "metrics.jsonl", cut.batch, len(cut.rewinds), cut.rows)
         told = {row["number"] for row in kept if row.get("kind") == "rewind"}
-        self._rows = sum(row.get("kind") != "rewind" for row in kept)
+        self._rows = sum(row.get("kind") not in UNCOUNTED for row in kept)
         self._missing = [entry for entry in cut.rewinds if entry["number"] not in told]
         table = read_csv(self.folder / "results.csv")[: cut.table]
         self._epochs = [row for row in table if cut.batch is None or float(row["batch"]) <= cut.batch]
 
     @property
     def written(self) -> tuple[int, int]:
-        """Rows so far of metrics.jsonl, rewinds not counted, and of results.csv."""
+        """Rows so far of metrics.jsonl, rewinds and ends not counted, and of results.csv."""
         return self._rows, len(self._epochs)
 
     def cut(self, cut: Cut) -> None:
@@ -157,7 +158,7 @@ class Records:
         """One JSON line; non-finite numbers become null."""
         content = {"kind": kind, "step": step, "epoch": epoch, "batch": batch, **values}
         self.write("metrics.jsonl", json.dumps(jsonable(content), allow_nan=False))
-        self._rows += kind != "rewind"
+        self._rows += kind not in UNCOUNTED
 
     def rewind(self, entry: Mapping[str, Any]) -> None:
         """The row of a return to a checkpoint, at the place that it went back to."""
@@ -298,7 +299,9 @@ def cut_rows(path: Path, batch: int | None, rewinds: int = 0, most: int | None =
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("kind") == "rewind":
+        if row.get("kind") == "end":  # it goes on
+            stays = False
+        elif row.get("kind") == "rewind":
             stays = row["number"] <= rewinds
         else:
             stays = (batch is None or row.get("batch", 0) <= batch) and (most is None or count < most)

@@ -85,7 +85,7 @@ class RunLog:
 
     @property
     def written(self) -> tuple[int, int]:
-        """Rows so far of metrics.jsonl, rewinds not counted, and of results.csv."""
+        """Rows so far of metrics.jsonl, rewinds and ends not counted, and of results.csv."""
         return self.records.written
 
     def rewind(self, entry: Mapping[str, Any], text: str) -> None:
@@ -95,9 +95,10 @@ class RunLog:
         for sink in self.sinks:
             sink.alert(f"rewind {entry['number']} to step {entry['to_step']}", text)
 
-    def note(self, text: str) -> None:
-        """Words for training_debug.log alone."""
+    def ended(self, text: str, step: int, epoch: int, batch: int) -> None:
+        """Why a run that is not finished ends: all of it in training_debug.log, its first line as a row."""
         self.records.write("training_debug.log", text)
+        self.records.row("end", step, epoch, batch, reason=text.partition("\n")[0])
 
     def probe(self, rows: Sequence[ProbeRow], text: str, step: int, epoch: int, batch: int) -> None:
         """The per-loss probe's table and values."""

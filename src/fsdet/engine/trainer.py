@@ -171,6 +171,9 @@ class Trainer:
                 self._tell_start()
                 self._train(feed, signals)
                 self._finish()
+            except (RunFailed, Stopped) as error:
+                self.log.ended(str(error), self.controller.step, self.epoch, self.position.batch)
+                raise
             finally:
                 feed.close()
                 if self._whole and self.saver.unsaved():  # an evaluation failed, the steps did not
@@ -274,9 +277,7 @@ class Trainer:
         saved = self.saver.good() if rewind.may_go_back(self.state) else None
         if saved is None:
             told = rewind.epitaph(self.state, reason, report, self._report or self.folder / "incidents")
-            ended = f"{told}\n{self._last_save()}next: {typed(f'fsdet doctor {self.folder}')}"
-            self.log.note(ended)
-            raise RunFailed(ended)
+            raise RunFailed(f"{told}\n{self._last_save()}next: {typed('fsdet doctor {}', self.folder)}")
         self._whole = False
         self.log.cut(rewind.cut(self.state, saved))
         entry = rewind.go_back(self.state, saved, reason)
@@ -342,7 +343,7 @@ class Trainer:
         self._save(wait=True)
         raise Stopped(
             f"stopped by signal {signum} after step {self.controller.step}; the state is saved.\n"
-            f"resume with: {typed(f'fsdet train --resume {self.folder}')}",
+            f"resume with: {typed('fsdet train --resume {}', self.folder)}",
             signum,
         )
 
@@ -371,11 +372,10 @@ class Trainer:
 
     def _result(self) -> RunResult:
         best, position = self.folder / "best.pt", self.position
-        commands = [f"fsdet eval {best}", f"fsdet report {self.folder}"]
+        told = [typed("fsdet eval {}", best), typed("fsdet report {}", self.folder)]
         if self.logging.wandb.mode != "disabled":
-            commands.append(f"wandb leet {self.folder / 'wandb'}")
-        told = tuple(typed(command) for command in commands)
-        return RunResult(self.folder, best, position.best, position.metrics, self.controller.step, told)
+            told.append(typed("wandb leet {}", self.folder / "wandb"))
+        return RunResult(self.folder, best, position.best, position.metrics, self.controller.step, tuple(told))
 
 
 def _trains(parameter: torch.nn.Parameter) -> bool:
