@@ -3,7 +3,8 @@
 
 Ours: dual head, the losses given by --losses, guards, EMA, a row in metrics.jsonl. Theirs: DetectionModel,
 v8DetectionLoss, clip, SGD, EMA. `--against plain` is our own model, losses, clip, SGD and EMA without guards and row.
-Both count process time of one step, so that other load on the machine drops out of the ratio.
+Both count process time of one step, so that other load on the machine drops out of the ratio; on a GPU, wall time
+from pinned batches on the host to the end of the step's kernels.
 
     python scripts/bench/step.py --pairs 100 --size 320 --batch 4 --threads 1
     python scripts/bench/step.py --pairs 200 --against plain
@@ -93,7 +94,7 @@ class Plain(Ours):
 
     def step(self, batch: Episode) -> None:
         with autocast(self.device, self.precision):
-            report = self.losses(batch)
+            report = self.losses(batch.to(self.device))
         self.scaler.scale(report.total).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=10.0)
@@ -123,7 +124,7 @@ class Theirs:
         self.precision, self.device = args.precision, args.device
 
     def step(self, batch: Episode) -> None:
-        size = batch.query.shape[-1]
+        batch, size = batch.to(torch.device(self.device)), batch.query.shape[-1]
         boxes = batch.targets.boxes.flatten(0, 1) / size
         xywh = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1)
         labels = batch.targets.base_labels.flatten().float()
@@ -169,9 +170,11 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     ours, theirs = Ours(args), {"theirs": Theirs, "plain": Plain}[args.against](args)
     batches = [scene(args.batch, args.size, args.classes, seed) for seed in range(4)]
+    if args.device != "cpu":
+        batches = [batch.pin_memory() for batch in batches]
     rows = []
     for i in range(args.pairs + 3):
-        batch = batches[i % 4].to(torch.device(args.device))
+        batch = batches[i % 4]
         order = (ours, theirs) if i % 2 else (theirs, ours)
         spent = {s: seconds(s, batch, args.device) for s in order}
         rows.append((spent[ours], spent[theirs]))

@@ -85,14 +85,14 @@ def _assign(
     place = image_of[gt] * count_anchors + anchor  # position in the flattened [B, A]
     inside = torch.zeros(count_images * count_anchors, dtype=torch.bool, device=boxes.device)
     inside[place] = True
-    near = encode(points[anchor], strides[anchor], truth[gt]).amax(-1) <= reg_max - 1
+    near = (encode(points[anchor], strides[anchor], truth[gt]).amax(-1) <= reg_max - 1).nonzero().squeeze(-1)
     gt, anchor, place = gt[near], anchor[near], place[near]
 
     overlap = complete_iou(boxes.flatten(0, 1)[place], truth[gt]).clamp(min=0)
     score = score_of(image_of[gt], box_of[gt], anchor).float()
     metric = score.pow(powers[0]) * overlap.pow(powers[1])
     won = _settle(_best(metric, gt, len(truth), topk), gt, place, metric, overlap, inside.numel())
-
+    won = won.nonzero().squeeze(-1)  # once: every index by a mask is a wait for the device
     gt, place, metric, overlap = gt[won], place[won], metric[won], overlap[won]
     peak = metric.new_zeros(2, len(truth))
     peak[0].scatter_reduce_(0, gt, metric, "amax")
@@ -122,15 +122,15 @@ def _inside(points: Tensor, truth: Tensor, least: Tensor) -> Tensor:
 
 def _best(metric: Tensor, gt: Tensor, boxes: int, topk: int) -> Tensor:
     """[Q] bool: the pair is among the `topk` largest metrics of its box; pairs come sorted by box."""
-    count = gt.bincount(minlength=boxes)
+    count = gt.new_zeros(boxes).scatter_add_(0, gt, torch.ones_like(gt))
     most = int(count.max()) if gt.numel() else 0
     start = count.cumsum(0) - count
     table = metric.new_full((boxes, most), -1.0)
     table[gt, torch.arange(len(gt), device=gt.device) - start[gt]] = metric
     value, position = table.topk(min(topk, most), dim=1)
-    chosen = torch.zeros_like(gt, dtype=torch.bool)
-    chosen[(position + start[:, None])[value != -1]] = True
-    return chosen
+    chosen = torch.zeros(len(gt) + 1, dtype=torch.bool, device=gt.device)  # the last takes what is no pair
+    chosen[torch.where(value != -1, position + start[:, None], len(gt))] = True
+    return chosen[:-1]
 
 
 def _settle(chosen: Tensor, gt: Tensor, place: Tensor, metric: Tensor, overlap: Tensor, places: int) -> Tensor:
@@ -141,5 +141,6 @@ def _settle(chosen: Tensor, gt: Tensor, place: Tensor, metric: Tensor, overlap: 
     wanted = torch.zeros(places, dtype=torch.long, device=gt.device).scatter_add_(0, place, firm.long())[place]
     best = overlap.new_zeros(places).scatter_reduce_(0, place, overlap, "amax")[place]
     able = torch.where(wanted > 1, overlap == best, torch.where(wanted == 1, firm, chosen))
-    owner = torch.full((places,), len(gt), device=gt.device).scatter_reduce_(0, place[able], gt[able], "amin")
+    claim = torch.where(able, gt, len(gt))
+    owner = torch.full((places,), len(gt), device=gt.device).scatter_reduce_(0, place, claim, "amin")
     return able & (owner[place] == gt)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from fsdet.errors import ShapeError
 
+T = TypeVar("T")
 BACKGROUND = -1  # a label: a negative for that branch
 IGNORED = -2  # a label: says nothing to that branch
+MOVED = ("query", "targets", "support", "support_boxes", "support_way", "class_ids")  # of an Episode, to the device
 
 
 def _shape(owner: str, name: str, value: Any, *dims: int | None) -> None:
@@ -120,6 +122,16 @@ class Targets:
     def to(self, device: torch.device, non_blocking: bool = True) -> "Targets":
         return Targets(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
 
+    def pin_memory(self) -> "Targets":
+        """In page-locked memory, from which a GPU copies while the host goes on."""
+        return Targets(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+
+def as_looked_at(batch: T, copy: T) -> T:
+    """`copy`, whose `finite` answers what `batch` has found already."""
+    vars(copy).update({name: value for name, value in vars(batch).items() if name == "_finite"})
+    return copy
+
 
 def _bad_rows(values: Tensor) -> Tensor:
     """[n] bool: a row of [n, ...] holds NaN or inf."""
@@ -191,9 +203,11 @@ class Episode:
         return replace(self, query=self.query[rows], targets=targets, image_ids=self.image_ids[rows])
 
     def to(self, device: torch.device) -> "Episode":
-        move = {n: getattr(self, n).to(device, non_blocking=True)
-                for n in ("query", "targets", "support", "support_boxes", "support_way", "class_ids")}  # fmt: skip
-        return replace(self, **move)
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in MOVED})
+
+    def pin_memory(self) -> "Episode":
+        """In page-locked memory, from which a GPU copies while the host goes on; the loader calls it."""
+        return as_looked_at(self, replace(self, **{n: getattr(self, n).pin_memory() for n in MOVED}))
 
 
 @dataclass(frozen=True, eq=False)

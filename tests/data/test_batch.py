@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Batches say what is not finite in them, move whole, and come back from an incident's file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fsdet.data.batch import ImageBatch, InstanceBatch
 from fsdet.engine.guard import plain
 from fsdet.errors import ShapeError
+from fsdet.types import as_looked_at
 
 NAN = float("nan")
 
@@ -66,3 +69,11 @@ def test_halves_hold_the_images_once_with_all_that_is_theirs(make):
         assert torch.equal(first.masks[0], batch.masks[0]) and second.boxes[0].shape == (0, 4)
     with pytest.raises(ShapeError, match="2 images or more"):
         first.halves()
+
+
+def test_a_copy_that_was_looked_at_already_is_not_looked_at_again():
+    """Pinning makes a copy; the worker's answer goes with it."""
+    batch = whole()
+    assert batch.finite()
+    poisoned = replace(batch, images=torch.full_like(batch.images, torch.nan))
+    assert as_looked_at(batch, poisoned).finite() and not replace(poisoned).finite()

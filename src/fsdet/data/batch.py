@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Batches of whole images with a label each, or with instances: checked finite on the host, moved as one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Self
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import ShapeError
-from fsdet.types import Replaced
+from fsdet.types import Replaced, as_looked_at
 
 WHOLE = ("index", "replaced")  # what belongs to a batch and to none of its images
 
@@ -56,7 +56,14 @@ class ImageBatch:
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in WHOLE})
 
     def to(self, device: torch.device) -> Self:
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory, from which a GPU copies while the host goes on; the loader calls it."""
+        return as_looked_at(self, self._mapped(Tensor.pin_memory))
+
+    def _mapped(self, act: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{f.name: _each(getattr(self, f.name), act) for f in fields(self)})
 
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:
@@ -82,10 +89,10 @@ class InstanceBatch(ImageBatch):
         return tuple(name for name in self.image_ids if name in bad | set(super(InstanceBatch, self).unsound()))
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _each(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return tuple(_each(item, act) for item in value)
+    return act(value) if isinstance(value, Tensor) else value
 
 
 def _frozen(value: Any) -> Any:

@@ -74,8 +74,7 @@ class DualHead(nn.Module):
             box.append(_flat(self.box[i](x)))
             standard.append(_flat(self.standard[i](tower)))
             embed.append(_flat(self.embed[i](tower)))
-        points, strides = anchor_points([x.shape[-2:] for x in pyramid.levels], pyramid.strides)
-        points, strides = points.to(box[0].device), strides.to(box[0].device)
+        points, strides = anchor_points([x.shape[-2:] for x in pyramid.levels], pyramid.strides, box[0].device)
         logits = torch.cat(box, 1).unflatten(-1, (4, self.reg_max))
         with torch.no_grad():  # assignment, pooling and NMS look at boxes; the loss decodes its few positives itself
             boxes = decode(logits, points, strides)

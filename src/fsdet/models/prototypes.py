@@ -64,4 +64,5 @@ def _roi_weights(dense: Dense, boxes: Tensor) -> Tensor:
 def class_prototypes(instances: Tensor, way: Tensor, ways: int) -> Tensor:
     """Mean of each way's unit embeddings, renormalised: [S, D], way [S] in 0..N-1 -> [N, D]; K may differ by way."""
     total = instances.new_zeros(ways, instances.shape[-1]).index_add(0, way, instances)
-    return unit(total / torch.bincount(way, minlength=ways).clamp(min=1).unsqueeze(1))
+    count = way.new_zeros(ways).index_add(0, way, torch.ones_like(way))  # bincount would wait for the device
+    return unit(total / count.clamp(min=1).unsqueeze(1))
