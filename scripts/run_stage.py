@@ -9,12 +9,12 @@ train_stage_2.sh, scripts/train_stage_1.sh and scripts/train_stage_3.sh call it.
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from train import DEMO, ROOT, Request, default_config, demo_missing, fsdet, guarded, translate  # the file beside
+from runs import finished, same_or_refuse, timed  # the files beside
+from train import DEMO, ROOT, Request, default_config, demo_missing, fsdet, guarded, translate
 
 from fsdet import config as configs
 from fsdet import yaml_strict
@@ -23,20 +23,13 @@ from fsdet.config import Config
 from fsdet.errors import ConfigError, DataError, UserError, explain
 
 PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.threads=")  # overrides the stage before needs too
-FREE = ("run.dir", "run.device", "run.precision", "run.threads", "data.workers", "data.cache", "save", "log", "eval")
 STAGES = {1: "base", 2: "episodic", 3: "finetune"}
 times: dict[str, float] = {}
 
 
 def call(part: str, *argv: object) -> None:
     """`fsdet argv...`, its time noted under `part`; a failure ends this script with the same exit code."""
-    words = [str(word) for word in argv]
-    print(f"== {part}: fsdet {' '.join(words)}", flush=True)
-    begun = time.monotonic()
-    code = fsdet(words)
-    times[part] = times.get(part, 0.0) + time.monotonic() - begun
-    if code:
-        raise SystemExit(code)
+    timed(fsdet, times, part, argv)
 
 
 def run_stage(request: Request) -> Path:
@@ -51,8 +44,8 @@ def run_stage(request: Request) -> Path:
     lacking = _lacking(config) if request.stage > 1 else []
     if lacking:
         print(f"evaluation will be skipped: {config.data.path} has {', '.join(lacking)}", flush=True)
-    if _finished(folder) and not request.exist_ok:
-        _same_or_refuse(config, folder)
+    if finished(folder) and not request.exist_ok:
+        same_or_refuse(config, folder)
         print(f"{folder}: finished before, nothing to train")
     else:
         if demo_missing(config):
@@ -107,41 +100,6 @@ def _lacking(config: Config) -> list[str]:
         raise DataError(explain(wanted, ", ".join(missing), config.data.path, cure))
     wanted = [config.eval.split] if finetune else ["support", config.eval.split]
     return missing + [f"no split {split}" for split in dict.fromkeys(wanted) if split not in listed.splits]
-
-
-def _finished(folder: Path) -> bool:
-    if not (folder / "last.pt").exists():
-        return False
-    from fsdet.engine.checkpoint import is_finished
-
-    return is_finished(folder)
-
-
-def _same_or_refuse(config: Config, folder: Path) -> None:
-    """A finished run stands for this configuration only when nothing that shapes its result differs."""
-    document = yaml_strict.read(folder / "config.yaml")
-    old, new = _flat(document.value), _flat(config.model_dump(mode="json"))
-    if new["stage.recipe"] == "auto" and old.get("stage.recipe") in ("near", "far"):
-        old["stage.recipe"] = "auto"  # the run put the name of its choice there
-    differing = [key for key in new if old.get(key) != new[key] and not key.startswith(FREE)]
-    if differing:
-        shown = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in differing[:6])
-        more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
-        raise UserError(
-            explain(
-                "the settings of the finished run there",
-                f"others ({shown}{more})",
-                str(folder),
-                "train beside it with run.dir=checkpoints/NAME, or over it with --exist-ok",
-            )
-        )
-
-
-def _flat(value: object, at: str = "") -> dict[str, object]:
-    if isinstance(value, dict) and value:
-        inner = (_flat(item, f"{at}.{key}" if at else str(key)) for key, item in value.items())
-        return {key: leaf for part in inner for key, leaf in part.items()}
-    return {at: value}
 
 
 def _own_stage_before(request: Request, source: Path, config: Config) -> tuple[Request, Config]:

@@ -9,11 +9,11 @@ scripts/train_maskrcnn.sh and scripts/train_classifier.sh call it.
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from train import ROOT, Request, fsdet, guarded, translate  # the file beside
+from runs import begun, finished, same_or_refuse, timed  # the files beside
+from train import ROOT, Request, fsdet, guarded, translate
 
 from fsdet import config as configs
 from fsdet.command import typed
@@ -37,17 +37,6 @@ def requested(task: str, argv: Sequence[str]) -> Request:
     return request
 
 
-def call(times: dict[str, float], *argv: object) -> None:
-    """`fsdet argv...`, timed; a failure ends this script with the same exit code."""
-    words = [str(word) for word in argv]
-    print(f"== fsdet {' '.join(words)}", flush=True)
-    begun = time.monotonic()
-    code = fsdet(words)
-    times[words[0]] = times.get(words[0], 0.0) + time.monotonic() - begun
-    if code:
-        raise SystemExit(code)
-
-
 def run_task(task: str, request: Request, times: dict[str, float]) -> Path:
     """Bring a training to its end and judge it on split test, or val without one; returns the run folder."""
     if request.resume:
@@ -57,30 +46,19 @@ def run_task(task: str, request: Request, times: dict[str, float]) -> Path:
     if config.task != task:
         raise ConfigError(explain(f"task: {task}", config.task, str(request.config), "use the script of that task"))
     folder = Path(config.run.dir)
-    if _finished(folder) and not request.exist_ok:
-        print(f"{folder}: finished before, nothing to train; over it with --exist-ok, longer with fsdet train --resume")
+    if finished(folder) and not request.exist_ok:
+        same_or_refuse(config, folder)
+        print(f"{folder}: finished before, nothing to train; over it with --exist-ok")
     else:
         if _demo_missing(task, config):
-            call(times, "data", "demo", DEMO[task], "--task", task)
-        resume = ["--resume"] if _begun(folder) and not request.exist_ok else []
-        call(times, "train", os.path.relpath(request.config), *resume, *["--exist-ok"] * request.exist_ok,
-             *request.overrides)  # fmt: skip
+            timed(fsdet, times, "demo data", ["data", "demo", DEMO[task], "--task", task])
+        resume = ["--resume"] if begun(folder) and not request.exist_ok else []
+        words = [*resume, *["--exist-ok"] * request.exist_ok, *request.overrides]
+        timed(fsdet, times, "train", ["train", os.path.relpath(request.config), *words])
     split = "test" if _has_test(config) else "val"
-    call(times, "eval", folder / "best.pt", "--split", split, "--device", config.run.device,
-         "--json", folder / "results.json")  # fmt: skip
+    timed(fsdet, times, "evaluation", ["eval", folder / "best.pt", "--split", split, "--device", config.run.device,
+                                       "--json", folder / "results.json"])  # fmt: skip
     return folder
-
-
-def _finished(folder: Path) -> bool:
-    from fsdet.engine.checkpoint import is_finished
-
-    return (folder / "last.pt").exists() and is_finished(folder)
-
-
-def _begun(folder: Path) -> bool:
-    from fsdet.engine.checkpoint import candidates
-
-    return bool(candidates(folder))
 
 
 def _demo_missing(task: str, config: Config) -> bool:

@@ -33,8 +33,10 @@ def called(script, monkeypatch, tmp_path):
             Path(argv[2]).mkdir(parents=True)
             Path(argv[2], "data.yaml").write_text("train: train\ntest: test\n")
         if argv[0] == "train":
-            folder = Path(config.load(argv[1], [w for w in argv[2:] if "=" in w]).run.dir)
+            settings = config.load(argv[1], [w for w in argv[2:] if "=" in w])
+            folder = Path(settings.run.dir)
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(config.dump(settings))
             (folder / "last.pt").write_bytes(b"")
             (folder / "manifest.json").write_text(json.dumps({"finished": True}))
         return 0
@@ -57,6 +59,20 @@ def test_from_nothing_it_draws_trains_and_judges_and_afterwards_only_judges(scri
     called.clear()
     Path(f"checkpoints/{run}/manifest.json").write_text(json.dumps({"finished": False}))
     assert script.main([task]) == 0 and "--resume" in called[0]
+
+
+def test_a_finished_run_of_other_settings_is_not_passed_off_as_the_answer(script, called, capsys):
+    """Refused with exit 2, and nothing is called; what does not shape the result may differ, and --exist-ok trains."""
+    assert script.main(["classifier"]) == 0
+    called.clear()
+    assert script.guarded(lambda: script.main(["classifier", "optim.lr=0.5"])) == 2 and called == []
+    told = capsys.readouterr().err
+    assert "optim.lr" in told and "-> 0.5" in told and "--exist-ok" in told
+    assert script.main(["classifier", "data.workers=1", "log.every=3"]) == 0 and [c[0] for c in called] == ["eval"]
+    called.clear()
+    assert script.main(["classifier", "--exist-ok", "optim.lr=0.5"]) == 0 and "--exist-ok" in called[0]
+    Path("checkpoints/documents/config.yaml").unlink()
+    assert script.guarded(lambda: script.main(["classifier"])) == 2 and "config.yaml" in capsys.readouterr().err
 
 
 def test_the_head_multiplier_is_that_of_every_part_but_the_backbone(script):
