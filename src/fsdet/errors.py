@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What can go wrong, sorted by who can mend it: the user (exit 2), the run (exit 1), a signal (130 / 143)."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -53,6 +54,11 @@ class Stopped(FsdetError):
         self.exit_code = 128 + signum
 
 
+# what a sample or a batch may raise while it is made, so that another can take its place; not what ends a process
+MISTAKES = (FsdetError, OSError, EOFError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError,
+            AttributeError, AssertionError)  # fmt: skip
+
+
 def explain(expected: str, got: str, where: str, next_step: str) -> str:
     """One sentence in the four parts that every message of this package has."""
     return f"{where}: expected {expected}, got {got}. Next: {next_step}"
@@ -62,3 +68,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest of `choices`, or an empty string."""
     close = get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def told(error: Exception) -> str:
+    """An error in one line; one that was not raised on purpose also says its kind and where."""
+    text = " ".join(str(error).split())
+    if isinstance(error, DataError):
+        return text
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {text} ({frame.name}, line {frame.lineno})"

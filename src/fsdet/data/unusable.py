@@ -1,32 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A sample that cannot be used, and another drawn in its place, by the key of that place and nothing else."""
 
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from fsdet.errors import DataError, FsdetError
+from fsdet import errors
+from fsdet.errors import DataError, told
 from fsdet.types import Replaced
 
 T = TypeVar("T")
 R = TypeVar("R")
 TRIES = 8  # draws for one place of a batch
-MISTAKES = (
-    FsdetError,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    cv2.error,
-)
+MISTAKES = (*errors.MISTAKES, cv2.error)
 
 
 class Unmade(DataError):
@@ -65,12 +53,3 @@ def usable(
         if blamed in ("", own):  # another image that was mixed in: the next try mixes in others
             chosen = again(chosen, np.random.default_rng((*key, attempt, 1)))
     raise Unmade(f"{TRIES} samples in a row cannot be used; last: {replaced[-1].reason}", replaced)
-
-
-def told(error: Exception) -> str:
-    """An error in one line; one that was not raised on purpose also says where."""
-    text = " ".join(str(error).split())
-    if isinstance(error, DataError):
-        return text
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {text} ({frame.name}, line {frame.lineno})"

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Iterator, Set
 from typing import Any
 
@@ -17,23 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fsdet.engine.quarantine import Quarantine
-from fsdet.errors import FsdetError, RunFailed
+from fsdet.errors import MISTAKES, RunFailed, told
 from fsdet.types import Replaced, Task
 
 log = logging.getLogger("fsdet")
 RESTARTS = 3  # of a dead worker pool at one position
 HUNG_SECONDS, CHECK_SECONDS = 600, 5
-MISTAKES = (
-    FsdetError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
 
 
 class Failed:
@@ -60,9 +48,7 @@ class _Batches(Dataset):
                 batch.finite()  # asked here, in the worker, so that the answer travels with the batch
             return batch
         except MISTAKES as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({frame.name}, line {frame.lineno})"
-            return Failed(index, reason, getattr(error, "replaced", ()))
+            return Failed(index, told(error), getattr(error, "replaced", ()))
 
 
 class _Positions(Sampler):
