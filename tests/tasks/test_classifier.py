@@ -114,6 +114,27 @@ def test_data_are_looked_at_before_the_first_step(small, pages, tmp_path):
     assert tasks.build_task(trusting, tasks.read_data(trusting), resume=False)
 
 
+def test_a_file_that_is_no_picture_is_named_before_the_first_step(small, pages, tmp_path):
+    copy = shutil.copytree(pages.parent, tmp_path / "copy")
+    (copy / "train/forged/notes.jpg").write_text("no picture")
+    with pytest.raises(DataError, match=r"got 1 errors\n.*train/forged/notes\.jpg: unreadable image"):
+        tasks.build(small(f"data.path={copy}"))
+    trusting = small(f"data.path={copy}", "classifier.validate_data=false")
+    assert tasks.build_task(trusting, tasks.read_data(trusting), resume=False)
+
+
+def test_a_class_without_training_images_is_refused(small, animals, tmp_path):
+    """It would be a column that is never taught, or a class of val that everything is wrong about."""
+    copy = shutil.copytree(animals, tmp_path / "copy")
+    (copy / "train/dog").mkdir()
+    (copy / "train/bee").rename(copy / "bee")
+    shutil.move(copy / "bee", tmp_path / "bee")
+    with pytest.raises(
+        DataError, match=r"training images of every class, got none of bee \(val 6\); none of dog\. Next"
+    ):
+        tasks.build(small(f"data.path={copy}", "classifier.positive=null"))
+
+
 def test_parts_thaw_by_epoch_and_frozen_statistics_stand_still(small):
     """backbone frozen in epoch 1, all but its first stage in epoch 2, nothing from epoch 3 on."""
     schedule = "stage.freeze={1: [backbone], 2: [backbone.conv1, backbone.bn1, backbone.layer1], 3: []}"

@@ -189,16 +189,36 @@ def read(config: Config) -> DataSet:
 
 
 def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTask, str | None]:
-    """The task; a fresh run looks at every image first. Raises DataError for images that are damaged or leak."""
+    """The task; a fresh run looks at every image first.
+
+    Raises:
+        DataError: images are damaged or leak, or a class has none to learn from.
+    """
     c = config.classifier
     if not resume:
-        report = check(data, deep=c.validate_data)
-        if not report.ok:
-            got = f"{len(report.errors)} errors\n  " + "\n  ".join(report.errors[:LISTED])
-            raise DataError(explain("sound data", got, config.data.path, "mend or remove these files"))
+        _refuse_untaught(config, data)
+        errors = check(data, deep=c.validate_data).errors
+        if c.validate_data:
+            errors = [*data.report.places(), *errors]  # what the reader has left out
+        if errors:
+            got = f"{len(errors)} errors\n  " + "\n  ".join(errors[:LISTED])
+            cure = "mend or remove these files; classifier.validate_data=false trains without those that cannot be read"
+            raise DataError(explain("sound data", got, config.data.path, cure))
     task = ClassifierTask(config, data)
     return task, None if resume else initial.start(task, config.stage.init_from, c.weights, "classifier",
                                                    lambda name: f"backbone.{name}")  # fmt: skip
+
+
+def _refuse_untaught(config: Config, data: DataSet) -> None:
+    """Raise DataError for classes that only other splits than train have: the model would never learn them."""
+    counts = {split: np.bincount([int(r.labels[0]) for r in data.split(split)], minlength=len(data.names))
+              for split in data.splits}  # fmt: skip
+    without = [i for i, count in enumerate(counts["train"]) if not count]
+    if without:
+        there = {i: ", ".join(f"{split} {n[i]}" for split, n in counts.items() if n[i]) for i in without}
+        got = "; ".join(f"none of {data.names[i]}{f' ({there[i]})' if there[i] else ''}" for i in without)
+        cure = "add training images of it, or remove its folder from every split"
+        raise DataError(explain("training images of every class", got, f"{config.data.path}: train", cure))
 
 
 def restored(values: Mapping[str, Any]) -> ImageBatch:
