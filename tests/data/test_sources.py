@@ -53,6 +53,13 @@ def test_only_wanted_splits_are_read(mixed):
         sources.load(file)
 
 
+def test_a_novel_class_that_nobody_has_does_not_make_the_one_that_is_meant_a_base_class(mixed):
+    """Without base: every class but the novel ones is one; with it the class may come later, by registration."""
+    with pytest.raises(DataError, match=r"novel: expected a class of the sources \(cat, dog\), got 'zebra'"):
+        sources.load(data_yaml(mixed, train="voc", novel=["zebra"]))
+    assert sources.load(data_yaml(mixed, train="voc", base=["cat", "dog"], novel=["zebra"])).novel == ("zebra",)
+
+
 def test_unlisted_class_is_dropped_with_a_line_and_absent_class_warned(mixed):
     data = sources.load(data_yaml(mixed, train="voc", base=["dog"], novel=["zebra"]))
     assert data.report.counts == {"class absent from every source": 1, "object of a class in neither base nor novel": 1}

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from fsdet.data import synthetic
+from fsdet.data.documents import draw_documents
 from fsdet.data.drawing import clutter, deal, scenes
 from fsdet.data.drawing.catalogue import BASE, KINDS, NOVEL, PALETTE, Kind
 from fsdet.data.drawing.patterns import PATTERNS
@@ -278,6 +279,27 @@ def test_a_demo_set_with_other_things_beside_it_is_not_replaced(tmp_path):
     with pytest.raises(DataError, match=r"mine\.txt"):
         synthetic.draw_demo(out, seed=1, processes=1, sizes={"train": 1})
     assert (out / "mine.txt").exists()
+
+
+def test_a_file_that_somebody_put_into_a_split_is_not_lost(tmp_path):
+    out = tmp_path / "demo"
+    synthetic.draw_demo(out, processes=1, sizes={"train": 1})
+    (out / "train/holiday.jpg").write_text("mine")
+    with pytest.raises(DataError, match=r"got other things \(train/holiday\.jpg\)"):
+        synthetic.draw_demo(out, seed=1, processes=1, sizes={"train": 1})
+    assert (out / "train/holiday.jpg").read_text() == "mine"
+
+
+def test_a_demo_set_of_another_task_is_not_replaced(tmp_path):
+    out = tmp_path / "demo"
+    draw_documents(out, processes=1, sizes={"train": 2})
+    before = sorted(out.rglob("*.png"))
+    with pytest.raises(DataError, match="few-shot detection, or a new folder, got a demo set for the classifier"):
+        synthetic.draw_demo(out, processes=1, sizes={"train": 1})
+    assert sorted(out.rglob("*.png")) == before
+    synthetic.draw_demo(tmp_path / "other", processes=1, sizes={"train": 1})
+    synthetic.draw_demo(tmp_path / "other", seed=1, processes=1, sizes={"train": 2})
+    assert len(list((tmp_path / "other/train").glob("*.jpg"))) == 2, "one of its kind is"
 
 
 def test_a_file_in_the_way_an_unknown_split_and_a_damaged_marker_are_named(tmp_path):

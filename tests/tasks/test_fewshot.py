@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from fsdet import tasks
 from fsdet.data.shots import ShotFile
@@ -195,3 +196,11 @@ def test_nothing_is_expected_of_a_trained_model(settings):
     config = settings(*EPISODIC)
     task = build_task(config, read_data(config), resume=True)[0]
     assert task.expected_initial(task.losses(task.batch(0))) == {}
+
+
+def test_a_training_without_base_classes_is_refused(settings, small_demo, tmp_path):
+    keys = yaml.safe_load(small_demo.read_text())
+    bare = tmp_path / "data.yaml"
+    bare.write_text(yaml.safe_dump({**keys, "path": str(small_demo.parent), "base": []}))
+    with pytest.raises(DataError, match=r"data\.yaml: base: expected base classes, got none"):
+        tasks.build(settings(f"data.path={bare}"))

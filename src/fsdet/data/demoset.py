@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,9 @@ import cv2
 from fsdet.errors import DataError, explain
 
 MARKER = "demo.json"
+KINDS = {"documents_sha256": "the classifier", "instances_sha256": "Mask R-CNN",
+         "generator_sha256": "few-shot detection"}  # the first of them in an identity: what it is for  # fmt: skip
+DRAWN = re.compile(r"\d{6}\.(jpg|png)|annotations\.json")  # every file that a drawn split holds
 
 
 def publish(out: Path, identity: Mapping[str, Any], splits: Iterable[str], draw: Callable[[Path], None],
@@ -25,14 +29,18 @@ def publish(out: Path, identity: Mapping[str, Any], splits: Iterable[str], draw:
     """Let `draw` fill a new folder and put it at `out`; returns the path of its data.yaml.
 
     A complete set of the same `identity`, or of an older one that stood for the same pictures (`same_as`), is left as
-    it is; another demo set is replaced.
+    it is; another demo set of the same kind is replaced. A key of KINDS in an identity names its kind.
 
     Raises:
-        DataError: `out` holds something else than a demo set.
+        DataError: `out` holds something else than a demo set, one of another kind, or files that nobody drew.
     """
-    if _drawn(out) in (identity, same_as or identity):
+    found = _drawn(out)
+    if found in (identity, same_as or identity):
         return out / "data.yaml"
     _refuse_foreign(out, {"data.yaml", MARKER, *splits})
+    if found and _kind(found) != _kind(identity):
+        what, got = (f"a demo set for {_kind(i)}" for i in (identity, found))
+        raise DataError(explain(f"{what}, or a new folder", got, str(out), "choose another folder"))
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -55,11 +63,18 @@ def _drawn(out: Path) -> dict | None:
         raise DataError(explain("a demo set's marker", str(error), str(out / MARKER), "remove the folder")) from error
 
 
+def _kind(identity: Mapping[str, Any]) -> str:
+    """The task that a set was drawn for."""
+    return next((task for key, task in KINDS.items() if key in identity), "an unknown task")
+
+
 def _refuse_foreign(out: Path, entries: set[str]) -> None:
     """A folder that holds anything else than a demo set is not ours to replace."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     foreign = sorted(p.name for p in out.iterdir() if p.name not in entries) if out.is_dir() else ["a file"]
+    own = [p for p in out.rglob("*") if p.is_file() and p.parent != out and not DRAWN.fullmatch(p.name)]
+    foreign += sorted(str(p.relative_to(out)) for p in own)
     if foreign or not (out / MARKER).is_file():
         got = f"other things ({', '.join(foreign[:3])})" if foreign else f"files without {MARKER}"
         raise DataError(explain("a new or empty folder, or a demo set", got, str(out), "choose another folder"))

@@ -180,12 +180,16 @@ def _classes(
             where = f"{plan.file.name}: {'base' if name in base else 'novel'}"
             problems.append(
                 explain(
-                    f"a class of the sources ({', '.join(found[:12])}{', ...' if len(found) > 12 else ''})",
+                    f"a class of the sources ({_some(found)})",
                     f"'{name}'",
                     where,
                     f"correct it. Did you mean '{near}'?",
                 )
             )
+        elif plan.base is None:  # the class that is meant would silently be taken for a base class
+            cure = "name one of these, or list base: as well, so that the others are none of both"
+            problems.append(explain(f"a class of the sources ({_some(found)})", f"'{name}'",
+                                    f"{plan.file.name}: novel", cure))  # fmt: skip
         else:
             report.add("class absent from every source", detail=f"'{name}'")
     if problems:
@@ -205,6 +209,10 @@ def _classes(
     for name in (name for name in listed if complete and name in found and name not in labelled):
         report.add("class without boxes", detail=f"'{name}'")
     return base, plan.novel
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def _near(name: str, choices: Sequence[str]) -> str | None:

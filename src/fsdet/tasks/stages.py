@@ -11,7 +11,7 @@ from fsdet.config import Config
 from fsdet.data import sources
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
-from fsdet.errors import UserError, explain
+from fsdet.errors import DataError, UserError, explain
 from fsdet.models.build import build_model
 from fsdet.tasks import initial, recipe
 from fsdet.tasks.fewshot import FewshotTask, spec_of
@@ -22,7 +22,12 @@ Shots = Mapping[int, Sequence[tuple[int, int]]]  # {novel class: [(record index,
 
 
 def read(config: Config) -> DataSet:
-    return sources.load(config.data.path)
+    """The data set of a training. Raises DataError when it has no base class to train on."""
+    data = sources.load(config.data.path)
+    if not data.base:
+        cure = "list them under base:, or leave base: out, so that every class but the novel ones is one"
+        raise DataError(explain("base classes", "none", f"{config.data.path}: base", cure))
+    return data
 
 
 def create(config: Config, data: DataSet, *, resume: bool) -> tuple[FewshotTask, str | None]:
