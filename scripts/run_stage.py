@@ -8,6 +8,7 @@ train_stage_2.sh, scripts/train_stage_1.sh and scripts/train_stage_3.sh call it.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -167,13 +168,34 @@ def _asked(config: Config, path: Path) -> bool:
     return config.stage.name == "finetune" or draws == (sorted(asked.shots), asked.seeds)
 
 
-def closing(stage: int, folder: Path) -> str:
+def next_stage(request: Request, folder: Path) -> str:
+    """The command of the stage after: the configuration beside, what this one was told of data and model, its result.
+
+    A run in a folder of its own is followed by one beside it. Empty after stage 3.
+    """
+    stage = request.stage + 1
+    script = {2: "./train_stage_2.sh", 3: "./scripts/train_stage_3.sh"}.get(stage)
+    if script is None:
+        return ""
+    usual = default_config(replace(request, stage=stage))
+    beside = (request.config or usual).with_name(usual.name)
+    source = beside if beside.is_file() else usual
+    words = [] if source == usual else [_shown(source)]
+    passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
+    best, following = folder / "best.pt", configs.load(source, passed)
+    if Path(following.stage.init_from or "") != best:
+        passed += [f"stage.init_from={best}", f"run.dir={folder}-stage{stage}"]
+    return " ".join([script, *map(shlex.quote, [*words, *passed])])
+
+
+def closing(request: Request, folder: Path) -> str:
     """Times, pictures and the exact next commands."""
+    stage = request.stage
     lines = ["", *(f"{part:<28}{seconds:8.1f} s" for part, seconds in times.items() if part != "table")]
     pictures = sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]) + sorted(folder.glob("episodes/*.jpg"))[-1:]
     if pictures:
         lines += ["", "pictures:", *(f"  {picture}" for picture in pictures)]
-    following = {1: "./train_stage_2.sh", 2: "./scripts/train_stage_3.sh", 3: ""}[stage]
+    following = next_stage(request, folder)
     lines += ["", f"next, in {ROOT}:" if os.environ.get("FSDET_STOOD") else "next:"]
     lines += [f"  {following}"] if following else []
     if stage > 1:
@@ -193,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
     for note in request.notes:
         print(f"note: {note}")
     folder = run_stage(request)
-    print(closing(stage, folder))
+    print(closing(request, folder))
     return 0
 
 

@@ -4,6 +4,7 @@
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -408,3 +409,18 @@ def test_own_data_after_the_demo_get_a_stage_1_of_their_own(stage, world, capsys
         == 0
     )
     assert world.verbs()[0] == "train" and len(world.commands) == 2, "a checkpoint that is named is taken"
+
+
+def test_the_next_command_is_that_of_this_run(stage, world, capsys):
+    """Pasted, it goes on from this run's checkpoint, with its data and its configuration, into a folder beside."""
+    own = Path("my files")
+    own.mkdir()
+    for n in (1, 2):
+        (own / f"stage_{n}.yaml").write_text(f"extends: {ROOT}/configs/demo/stage_{n}.yaml\n")
+    assert stage("1", str(own / "stage_1.yaml"), "run.dir=runs/one", "model.embed_dim=64", "optim.epochs=1") == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if "./train_stage_2.sh" in line)
+    assert shlex.split(told) == ["./train_stage_2.sh", "my files/stage_2.yaml", "model.embed_dim=64",
+                                 "stage.init_from=runs/one/best.pt", "run.dir=runs/one-stage2"]  # fmt: skip
+    assert stage("1") == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if "./train_stage_2.sh" in line)
+    assert shlex.split(told) == ["./train_stage_2.sh"], "the demo's own needs no word more"
