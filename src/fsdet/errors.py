@@ -61,7 +61,8 @@ MISTAKES = (FsdetError, OSError, EOFError, ValueError, RuntimeError, ArithmeticE
 
 def explain(expected: str, got: str, where: str, next_step: str) -> str:
     """One sentence in the four parts that every message of this package has."""
-    return f"{where}: expected {expected}, got {got}. Next: {next_step}"
+    end = "" if got.endswith((".", "?", "!")) else "."
+    return f"{where}: expected {expected}, got {got}{end} Next: {next_step}"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -366,3 +366,28 @@ def test_a_few_images_are_learnt(small, name):
     trainer.fit()
     rows = others.rows(trainer.folder, "step")
     assert sum(row["total"] for row in rows[-4:]) / 4 < 0.7 * start
+
+
+def test_messages_name_the_task_that_they_are_about(sets, tmp_path, capsys, monkeypatch):
+    """A classifier's run in the hands of the few-shot commands: one sentence each, exit 2, the way on in it."""
+    monkeypatch.chdir(tmp_path)
+    config, run = others.settings("classifier", sets["classifier"], tmp_path / "run"), tmp_path / "run"
+    best = tasks.build(config).fit().best
+    assert main(["eval", str(best), "--json", str(run / "results.json"), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    picture = next((sets["classifier"].parent / "test").rglob("*.png"))
+    (tmp_path / "note.md").write_text("no checkpoint")
+    page = others.words("classifier", sets["classifier"], tmp_path / "new", "stage.freeze=[nothing]")
+    for argv, told in (
+        (["eval", "--table", str(run / "results.json")], "got results of the classifier. Next: see them with"),
+        (["predict", str(best), "--source", str(picture), "--out", "out"], "got one of the task classifier. Next"),
+        (["train", "--resume", "note.md"], "note.md: expected a run folder or a checkpoint in one, got another file"),
+        (["data", "check", str(sets["classifier"].parent / "train")], "--task classifier"),
+        (["eval", str(best), "--data", "note.md"], "folders named after their classes, got a file"),
+        (["check", *page], "stage.freeze: expected a group"),
+    ):
+        assert main(argv) == 2, argv
+        assert told in (err := capsys.readouterr().err) and len(err.strip().splitlines()) == 1, (argv, err)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0 and "confusion.png" in capsys.readouterr().out

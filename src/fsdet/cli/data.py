@@ -100,6 +100,8 @@ def _check(args: argparse.Namespace) -> int:
     if args.list is not None:
         write_durably(args.list, "".join(f"{row}\n" for row in [LIST_HEAD, *report.places, *report.errors]).encode())
     print(report)
+    if args.list is not None:
+        print(f"{args.list}: {len(report.places) + len(report.errors)} places")
     return 0 if report.ok else 2
 
 

@@ -72,5 +72,6 @@ def _table(folder: Path) -> list[str]:
 
 def _pictures(folder: Path) -> list[str]:
     curves = draw_curves(folder)
-    found = [*([curves] if curves else []), *sorted(folder.glob("*.jpg")), *sorted(folder.glob("episodes/*.jpg"))[-1:]]
+    drawn = sorted({*folder.glob("*.jpg"), *folder.glob("*.png")} - {curves})
+    found = [*([curves] if curves else []), *drawn, *sorted(folder.glob("episodes/*.jpg"))[-1:]]
     return ["", "pictures:", *(f"  {path}" for path in found)] if found else []

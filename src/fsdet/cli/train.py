@@ -41,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
     from fsdet import tasks
 
     trainer = tasks.build(settings, resume=args.resume is not None, exist_ok=args.exist_ok)
+    before = trainer.controller.step
     result = trainer.fit()
     draw_curves(result.folder)
+    if args.resume is not None and result.steps == before:
+        say("the run was at its end, and nothing was trained; longer with optim.steps=N or optim.epochs=N")
     say(f"{result.steps} steps; run folder: {result.folder}")
     return 0
 
@@ -63,6 +66,9 @@ def _resumed(args: argparse.Namespace) -> config.Config:
 
 def _run_folder(path: Path) -> Path:
     existing(path, "a run folder", f"{typed('fsdet train CONFIG')} starts one")
+    if path.is_file() and path.suffix != ".pt":
+        cure = "name the folder that fsdet train wrote, or a .pt file in it"
+        raise UserError(explain("a run folder or a checkpoint in one", "another file", str(path), cure))
     return path if path.is_dir() else path.parent  # a checkpoint stands for its run
 
 

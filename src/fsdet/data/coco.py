@@ -46,7 +46,10 @@ def _document(path: Path) -> dict[str, list]:
     except (ValueError, RecursionError) as error:
         raise DataError(explain("a COCO json", f"unreadable text ({error})", str(path), "export it again")) from error
     keys = ("images", "annotations", "categories")
-    found = sorted(document) if isinstance(document, dict) else type(document).__name__
+    found: object = type(document).__name__
+    if isinstance(document, dict):  # the keys, and beside one of the three that is no list what it is
+        found = [f"{key} ({type(value).__name__})" if key in keys and not isinstance(value, list) else key
+                 for key, value in sorted(document.items())]  # fmt: skip
     if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in keys):
         raise DataError(
             explain(

@@ -34,6 +34,8 @@ def load_folders(path: str | Path) -> DataSet:
         split: [root.source(source.path, source.where) for source in sources]
         for split, sources in listed.splits.items()
     }
+    for folder in (folder for folders in found.values() for folder in folders if not folder.is_dir()):
+        raise DataError(explain("folders named after their classes", "a file", str(folder), LAYOUT))
     names = sorted({name for folders in found.values() for folder in folders for name in _classes(folder)})
     if len(names) < 2:
         got = f"{len(names)} ({', '.join(names)})" if names else "none"
@@ -45,6 +47,18 @@ def load_folders(path: str | Path) -> DataSet:
     if "val" not in splits:
         splits = _held_out(splits)
     return DataSet(root.folder, names, (), splits, report, str(path))
+
+
+def refuse_untaught(data: DataSet) -> None:
+    """Raise DataError for classes that only other splits than train have: a model would never learn them."""
+    counts = {split: np.bincount([int(r.labels[0]) for r in data.split(split)], minlength=len(data.names))
+              for split in data.splits}  # fmt: skip
+    without = [i for i, count in enumerate(counts["train"]) if not count]
+    if without:
+        there = {i: ", ".join(f"{split} {n[i]}" for split, n in counts.items() if n[i]) for i in without}
+        got = "; ".join(f"none of {data.names[i]}{f' ({there[i]})' if there[i] else ''}" for i in without)
+        cure = "add training images of it, or remove its folder from every split"
+        raise DataError(explain("training images of every class", got, f"{data.name}: train", cure))
 
 
 def _classes(folder: Path) -> list[str]:

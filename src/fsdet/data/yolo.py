@@ -95,9 +95,16 @@ def _nearest_names(path: Path, root: Root) -> list[str]:
             "class names for YOLO labels",
             "none in the data YAML, data.yaml or classes.txt",
             root.show(path),
-            "add `names: [..]` in the order of the class numbers",
+            "add `names: [..]` in the order of the class numbers"
+            + (", or read folders named after their classes with --task classifier" if _of_folders(path) else ""),
         )
     )
+
+
+def _of_folders(path: Path) -> bool:
+    """Whether it looks like images sorted into folders of their classes."""
+    inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.is_symlink()] if path.is_dir() else []
+    return len(inner) > 1 and all(any(is_image(file.name) for file in entry.iterdir()) for entry in inner)
 
 
 def read_labels(label: str, index: int, table: Table, root: Root, report: Report) -> None:

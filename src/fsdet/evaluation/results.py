@@ -37,6 +37,9 @@ def checked(value: object, where: str) -> dict:
     if not isinstance(value, Mapping):
         raise DataError(explain("the keys of results.json", f"a {type(value).__name__}", where, _AGAIN))
     missing = [key for key in KEYS if key not in value]
+    if missing and value.get("task"):
+        raise DataError(explain("results by K and draw of the few-shot detector", f"results of the {value['task']}",
+                                where, "see them with fsdet report RUN"))  # fmt: skip
     if missing:
         raise DataError(explain("the keys of results.json", f"nothing under {', '.join(missing)}", where, _AGAIN))
     wrong = list(_faults(value))

@@ -109,7 +109,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         CheckpointError: if the file is missing, damaged, or names anything beyond layers.
     """
     if not path.is_file():
-        raise CheckpointError(explain("a weights file", "nothing there", str(path), "correct model.weights"))
+        raise CheckpointError(explain("a weights file", "nothing there", str(path), "correct the path in the config"))
     data = path.read_bytes()
     try:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))

@@ -49,12 +49,14 @@ def trainer_of(task: BuiltTask, report: str | None, *, resume: bool = False,
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
-        _warn_of_noise(config)
     task.warm(config.run.threads or torch.get_num_threads())
-    return Trainer(task, run=config.run, optim=optim, guard=config.guard, save=config.save, log=config.log,
+    made = Trainer(task, run=config.run, optim=optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
                    folder=Path(config.run.dir), freeze=config.stage.freeze, freeze_norm=config.stage.freeze_norm,
                    resume=resume, exist_ok=exist_ok, init_report=None if fresh else report)  # fmt: skip
+    if fresh:
+        _warn_of_noise(config)
+    return made
 
 
 def read_data(config: Config) -> DataSet:

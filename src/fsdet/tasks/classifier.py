@@ -14,7 +14,7 @@ from fsdet.config import Config
 from fsdet.data.batch import ImageBatch
 from fsdet.data.check import check
 from fsdet.data.collate import to_tensor
-from fsdet.data.folders import load_folders
+from fsdet.data.folders import load_folders, refuse_untaught
 from fsdet.data.sources import DataSet
 from fsdet.data.transforms import augment, letterbox
 from fsdet.errors import ConfigError, DataError, did_you_mean, explain
@@ -196,7 +196,7 @@ def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTa
     """
     c = config.classifier
     if not resume:
-        _refuse_untaught(config, data)
+        refuse_untaught(data)
         errors = check(data, deep=c.validate_data).errors
         if c.validate_data:
             errors = [*data.report.places(), *errors]  # what the reader has left out
@@ -207,18 +207,6 @@ def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTa
     task = ClassifierTask(config, data)
     return task, None if resume else initial.start(task, config.stage.init_from, c.weights, "classifier",
                                                    lambda name: f"backbone.{name}")  # fmt: skip
-
-
-def _refuse_untaught(config: Config, data: DataSet) -> None:
-    """Raise DataError for classes that only other splits than train have: the model would never learn them."""
-    counts = {split: np.bincount([int(r.labels[0]) for r in data.split(split)], minlength=len(data.names))
-              for split in data.splits}  # fmt: skip
-    without = [i for i, count in enumerate(counts["train"]) if not count]
-    if without:
-        there = {i: ", ".join(f"{split} {n[i]}" for split, n in counts.items() if n[i]) for i in without}
-        got = "; ".join(f"none of {data.names[i]}{f' ({there[i]})' if there[i] else ''}" for i in without)
-        cure = "add training images of it, or remove its folder from every split"
-        raise DataError(explain("training images of every class", got, f"{config.data.path}: train", cure))
 
 
 def restored(values: Mapping[str, Any]) -> ImageBatch:

@@ -40,13 +40,14 @@ def check(config: Config) -> str:
     """Config, data, one dry step, memory: what would go wrong in the first minute, without training."""
     choose_device(config.run.device)
     data = read_data(config)
-    lines = [str(data.report), str(check_data(data, deep=False))]
+    lines = [str(check_data(data, deep=False))]  # which tells what the reader mended, too
     task, report = build_task(config, data, resume=False)
     lines.append(report or "")
     began = time.perf_counter()
-    task.model.train()
+    Freezer(task, config.stage.freeze, config.stage.freeze_norm).apply(1)
     losses = task.losses(task.batch(0))
-    losses.total.backward()
+    if losses.total.requires_grad:
+        losses.total.backward()
     seconds = time.perf_counter() - began
     norm = torch.nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
     values = ", ".join(f"{k} {float(torch.as_tensor(v).detach()):.4g}" for k, v in losses.raw.items())

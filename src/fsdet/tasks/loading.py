@@ -46,8 +46,8 @@ def load_trained(path: str | Path, device: str = "cpu") -> Trained:
     place, content = choose_device(device, "--device"), checkpoints.load(path)
     spec = spec_of(path, content)
     if spec["task"] != "fewshot":
-        raise CheckpointError(explain("a checkpoint of the few-shot detector", f"spec {str(spec)[:80]}", str(path),
-                                      "use best.pt or last.pt of a fsdet train run"))  # fmt: skip
+        raise CheckpointError(explain("a checkpoint of the few-shot detector", f"one of the task {spec['task']}",
+                                      str(path), "fsdet eval judges that task and draws its images"))  # fmt: skip
     return rebuilt(path, content, build_model(spec["model"], str(path)), place)
 
 
