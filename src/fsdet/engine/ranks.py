@@ -181,7 +181,9 @@ class Ranks(Peers):
         self._look()
         present = [self.store.get(key) if self.store.check([key]) else b"" for key in map("here/{}".format, self._all)]
         gone = [str(rank) for rank, at in enumerate(present) if at != str(self.met).encode()]
-        cure = "look at the log of that process; a slow one needs a larger guard.rank_timeout; then fsdet train --resume"
+        cure = (
+            "look at the log of that process; a slow one needs a larger guard.rank_timeout; then fsdet train --resume"
+        )
         raise RunFailed(explain(expected, f"{got}: process {', '.join(gone) or '?'} of {self.world} is missing",
                                 f"process {self.rank}, meeting {self.met}", cure))  # fmt: skip
 
