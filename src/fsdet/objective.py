@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsdet.assign import Assignment, assign
@@ -22,6 +21,7 @@ from fsdet.losses.dfl import dfl_loss
 from fsdet.losses.supcon import rows_with_positive, supcon_loss
 from fsdet.losses.triplet import triplet_loss, triplet_rows
 from fsdet.losses.wiou import MEAN_FLOOR, wiou_loss
+from fsdet.peers import ALONE, Peers
 from fsdet.types import BACKGROUND, IGNORED, DualOutput, LossReport, Targets
 
 NAMES = ("bbox", "cls", "dfl", "supcon", "cpe", "triplet")
@@ -52,7 +52,9 @@ class Positives:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Rows of the pairwise losses: image and anchor of the labelled ones [N] and of the background ones [K]."""
+    """Rows of the pairwise losses: image and anchor of the labelled ones [N] and of the background ones [K]; weight [N]
+    that the assigner gave them.
+    """
 
     image: Tensor
     anchor: Tensor
@@ -60,6 +62,22 @@ class Pairs:
     iou: Tensor
     back_image: Tensor
     back_anchor: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PairRows:
+    """What the pairwise losses see: image [N], -1 of another process; label, iou [N]; embeddings z [N, D], projections
+    p [N, Dp]; of the background back_z [K, D], back_p [K, Dp].
+    """
+
+    image: Tensor
+    label: Tensor
+    iou: Tensor
+    z: Tensor
+    p: Tensor
+    back_z: Tensor
+    back_p: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +141,7 @@ class MultiLoss(nn.Module):
         self.bbox, self.mode, self.topk, self.pair_rows = bbox, mode, topk, pair_rows
         self.supcon_tau, self.cpe_tau, self.cpe_iou, self.cpe_weighting = supcon_tau, cpe_tau, cpe_iou, cpe_weighting
         self.triplet_margin, self.triplet_mining, self.wiou_momentum = triplet_margin, triplet_mining, wiou_momentum
+        self.peers: Peers = ALONE  # the processes whose images make up a batch with these
         self.register_buffer("wiou_mean", torch.ones(()))
         self.register_buffer("wiou_pending", torch.zeros(2))  # sum and count of finite 1 - IoU since the last commit
 
@@ -148,10 +167,11 @@ class MultiLoss(nn.Module):
             branches = self._branches(output, targets, class_ids)
             found = self._assign(output, targets, branches)
             pos = _positives(found, targets)
-            normaliser = found.weight.sum().clamp(min=1)
+            normaliser = self.peers.total(found.weight.sum()).clamp(min=1)
             terms = self._dense(output, branches, pos, normaliser)
             if self.weights.keys() & {"supcon", "cpe", "triplet"}:
-                terms |= self._pairwise(output, contrast, self._pairs(output, targets, class_ids, branches, found, pos))
+                pairs = self._pairs(output, targets, class_ids, branches, found, pos)
+                terms |= self._pairwise(self._pair_rows(output, contrast, pairs, branches))
         raw = {name: term.value for name, term in terms.items()}
         weighted = {name: self.weights[name] * value for name, value in raw.items()}
         return LossReport(
@@ -165,15 +185,14 @@ class MultiLoss(nn.Module):
             row_images={name: term.images for name, term in terms.items()},
             probe_at=probe_at,
             image_ids=image_ids,
-            saturated={name: _share(term.saturated) for name, term in terms.items() if term.saturated is not None},
+            saturated={name: self._share(term) for name, term in terms.items() if term.saturated is not None},
+            shared=not self.peers.alone,
         )
 
     @torch.no_grad()
     def commit(self) -> None:
         """Let the step just taken count in WIoU's running mean; the engine calls it for committed steps only."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.wiou_pending)
-        total, count = self.wiou_pending.unbind()
+        total, count = self.peers.total(self.wiou_pending).unbind()
         mean = self.wiou_mean.lerp(total / count.clamp(min=1), self.wiou_momentum).clamp(min=MEAN_FLOOR)
         self.wiou_mean.copy_(torch.where(count > 0, mean, self.wiou_mean))
         self.discard()
@@ -247,47 +266,85 @@ class MultiLoss(nn.Module):
         found: Assignment,
         pos: Positives,
     ) -> Pairs:
-        """Rows for the pairwise losses: positives balanced over classes, and the most confident clear background."""
+        """Rows for the pairwise losses: positives balanced over classes, and the most confident clear background.
+
+        Of several processes these are those of which `_pooled` chooses, in the order of their images.
+        """
         back_image, back_anchor = _background(branches, targets, found, self.pair_rows // 4)
         label = _dataset_class(targets, class_ids, pos)
-        keep = _balanced(label, pos.weight, self.pair_rows - len(back_image))
+        keep = _balanced(label, pos.weight, self.pair_rows - (len(back_image) if self.peers.alone else 0))
+        keep = keep if self.peers.alone else keep.sort().values
         image, anchor = pos.image[keep], pos.anchor[keep]
         iou = iou_pairs(output.boxes[image, anchor].detach(), pos.target[keep])
-        return Pairs(image, anchor, label[keep], iou, back_image, back_anchor)
+        return Pairs(image, anchor, label[keep], iou, back_image, back_anchor, pos.weight[keep])
 
-    def _pairwise(
-        self, output: DualOutput, contrast: Callable[[Tensor], Tensor] | None, pairs: Pairs
-    ) -> dict[str, Term]:
-        """supcon, cpe, triplet: means over their rows."""
+    def _pair_rows(
+        self, output: DualOutput, contrast: Callable[[Tensor], Tensor] | None, pairs: Pairs, branches: list[Branch]
+    ) -> PairRows:
+        """Embeddings and projections of those rows, of all processes."""
         z = output.embeddings[pairs.image, pairs.anchor]
         back = output.embeddings[pairs.back_image, pairs.back_anchor]
-        terms = {}
+        p, b = z, back
+        if contrast is not None and "cpe" in self.weights:
+            p, b = contrast(torch.cat((z, back)).float()).split((len(z), len(back)))
+        own = PairRows(pairs.image, pairs.label, pairs.iou, z, p, back, b)
+        if self.peers.alone:
+            return own
+        return self._pooled(own, pairs.weight, _confidence(branches)[pairs.back_image, pairs.back_anchor])
+
+    def _pooled(self, own: PairRows, weight: Tensor, score: Tensor) -> PairRows:
+        """The rows that one process with the images of all would have chosen; only its own carry gradient."""
+        facts = torch.stack([v.float() for v in (own.image, own.label, own.iou, weight)], 1)
+        rows = torch.cat((own.z.float(), own.p.float(), facts), 1)
+        back = torch.cat((own.back_z.float(), own.back_p.float(), score[:, None]), 1)
+        (rows, mine), (back, _) = self.peers.rows(rows, back)
+        widths = own.z.shape[1], own.p.shape[1]
+        z, p, facts = rows.split((*widths, facts.shape[1]), 1)
+        image, label, iou, weight = facts.detach().unbind(1)
+        away = torch.ones_like(image, dtype=torch.bool)
+        away[mine] = False
+        image, label = image.long().masked_fill(away, -1), label.long()
+        back = back[back[:, -1].topk(min(self.pair_rows // 4, len(back))).indices]
+        back_z, back_p, _ = back.split((*widths, 1), 1)
+        keep = _balanced(label, weight, self.pair_rows - len(back))
+        return PairRows(image[keep], label[keep], iou[keep], z[keep], p[keep], back_z, back_p)
+
+    def _pairwise(self, pairs: PairRows) -> dict[str, Term]:
+        """supcon, cpe, triplet: means over their rows."""
+        z, label, terms = pairs.z, pairs.label, {}
         if "supcon" in self.weights:
-            rows, cut = self._rows("supcon", z, pairs.label, self.supcon_tau)
-            terms["supcon"] = _mean(rows, pairs.image[rows_with_positive(pairs.label)], cut)
+            rows, cut = self._rows("supcon", z, label, self.supcon_tau)
+            terms["supcon"] = self._mean(rows, pairs.image[rows_with_positive(label)], cut)
         if "cpe" in self.weights:
-            p, b = z, back
-            if contrast is not None:
-                p, b = contrast(torch.cat((z, back)).float()).split((len(z), len(back)))
-            rows, cut = self._rows("cpe", p, pairs.iou, pairs.label, b, self.cpe_tau, self.cpe_iou, self.cpe_weighting)
-            terms["cpe"] = _mean(rows, pairs.image[cpe_rows(pairs.label, pairs.iou, self.cpe_iou)], cut)
+            rows, cut = self._rows(
+                "cpe", pairs.p, pairs.iou, label, pairs.back_p, self.cpe_tau, self.cpe_iou, self.cpe_weighting
+            )
+            terms["cpe"] = self._mean(rows, pairs.image[cpe_rows(label, pairs.iou, self.cpe_iou)], cut)
         if "triplet" in self.weights:
-            rows = triplet_loss(z, pairs.label, self.triplet_margin, self.triplet_mining, back)
-            terms["triplet"] = _mean(rows, pairs.image[triplet_rows(pairs.label, len(back))])
+            rows = triplet_loss(z, label, self.triplet_margin, self.triplet_mining, pairs.back_z)
+            terms["triplet"] = self._mean(rows, pairs.image[triplet_rows(label, len(pairs.back_z))])
         return terms
+
+    def _mean(self, rows: Tensor, images: Tensor, saturated: Tensor | None = None) -> Term:
+        """The mean of a pairwise loss. Each process has all rows, so its share of the value is the world's part of it,
+        its gradient that of its own rows, whole (peers.Peers.rows).
+        """
+        value = rows.sum() / max(1, len(rows))
+        if not self.peers.alone:
+            value = value - value.detach() * (1 - 1 / self.peers.world)
+        return Term(value, len(rows), rows.detach(), images, saturated)
+
+    def _share(self, term: Term) -> Tensor:
+        """Which part of all rows a clamp has cut off here."""
+        if self.peers.alone:
+            return term.saturated.sum() / max(1, len(term.saturated))
+        counts = torch.stack((term.saturated.sum(), term.saturated.new_tensor(len(term.saturated), dtype=torch.long)))
+        return counts[0] / self.peers.total(counts)[1].clamp(min=1)
 
 
 def _one_of(key: str, word: str, choices: Mapping | tuple) -> None:
     if word not in choices:
         raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {word!r}.{did_you_mean(word, choices)}")
-
-
-def _mean(rows: Tensor, images: Tensor, saturated: Tensor | None = None) -> Term:
-    return Term(rows.sum() / max(1, len(rows)), len(rows), rows.detach(), images, saturated)
-
-
-def _share(saturated: Tensor) -> Tensor:
-    return saturated.sum() / max(1, len(saturated))
 
 
 def _standard_branch(output: DualOutput, targets: Targets, class_ids: Tensor) -> Branch:
@@ -351,11 +408,17 @@ def _balanced(label: Tensor, weight: Tensor, rows: int) -> Tensor:
     return order[rank.argsort(stable=True)[:rows]]
 
 
-def _background(branches: list[Branch], targets: Targets, found: Assignment, rows: int) -> tuple[Tensor, Tensor]:
-    """Image and anchor of the most confident anchors outside every box, in images where every class is labelled."""
-    score = torch.full(found.fg.shape, -1e9, device=found.fg.device)
+def _confidence(branches: list[Branch]) -> Tensor:
+    """[B, A] the highest logit of any branch."""
+    score = torch.full(branches[0].logits.shape[:2], -1e9, device=branches[0].logits.device)
     for branch in (b for b in branches if b.logits.shape[-1]):
         score = score.maximum(branch.logits.detach().float().amax(-1))
+    return score
+
+
+def _background(branches: list[Branch], targets: Targets, found: Assignment, rows: int) -> tuple[Tensor, Tensor]:
+    """Image and anchor of the most confident anchors outside every box, in images where every class is labelled."""
+    score = _confidence(branches)
     sure = targets.base_known.all(-1) & targets.way_known.all(-1)
     score = score.masked_fill(found.inside | found.fg | ~sure[:, None], -torch.inf).flatten()
     value, place = score.topk(min(rows, len(score)))

@@ -15,13 +15,18 @@ log = logging.getLogger("fsdet")
 
 
 class Progress:
-    """A bar on a terminal; a log line now and then elsewhere. Never raises when the stream is gone."""
+    """A bar on a terminal; a log line now and then elsewhere. Never raises when the stream is gone.
 
-    def __init__(self, total: int | None, description: str = "", start: int = 0, unit: str = "it") -> None:
+    shown: False for no bar, in a process beside another that has one.
+    """
+
+    def __init__(
+        self, total: int | None, description: str = "", start: int = 0, unit: str = "it", shown: bool = True
+    ) -> None:
         self.description, self.total, self.count = description, total, start
         self._told, self._begun, self._start = time.monotonic(), time.monotonic(), start
         self._bar = None
-        if _is_terminal():
+        if shown and _is_terminal():
             self._bar = tqdm(
                 total=total,
                 desc=description,

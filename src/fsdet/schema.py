@@ -156,6 +156,7 @@ class Guard(Section):
     max_rewinds: Annotated[int, Field(ge=0)] = 3  # so often a run goes back to a checkpoint before too many end it
     rewind_lr: Annotated[Float, Field(gt=0, le=1)] = 0.5  # multiplies the LR each time it goes back
     max_quarantined: Share = 0.01  # of the training's samples; more that cannot be used end the run
+    rank_timeout: Positive = 1800.0  # seconds that one process waits for another, evaluations included
     loader_timeout: Positive = 600.0  # seconds without a batch after which hung loader workers are started again
     init_scale: Positive = 8192.0  # fp16 only
     growth_interval: Count | None = None  # None: a tenth of the run's steps, 20 at least and 200 at most

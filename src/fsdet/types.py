@@ -244,6 +244,8 @@ class LossReport:
     row_values, row_images: {name: [rows]} detached per-row values and the index into image_ids each row belongs to.
     probe_at: tensors (the head's inputs) to which the per-loss probe differentiates.
     saturated: {name: scalar}, the share of rows that a clamped loss does not learn from; no other loss is named.
+    shared: the values are this process's part of those of all processes' images, which they add up to, and the
+    normaliser is that of all; else they are of this process's images alone.
     """
 
     total: Tensor
@@ -257,6 +259,7 @@ class LossReport:
     probe_at: tuple[Tensor, ...] = ()
     image_ids: tuple[str, ...] = ()
     saturated: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: bool = False
 
 
 OUTCOMES = ("committed", "amp_backoff", "bad_input", "bad_loss", "bad_grad", "no_grad")
@@ -268,6 +271,7 @@ class StepReport:
 
     culprit: of a rejected step, in one line. evidence: the same in plain values (engine/forensics.py).
     saturated: {name: share of the rows that a clamped loss did not learn from}.
+    rank: of the process whose images, or whose gradient, are to blame.
     """
 
     outcome: str
@@ -284,6 +288,7 @@ class StepReport:
     image_ids: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     saturated: Mapping[str, float] = field(default_factory=dict)
+    rank: int = 0
 
     @property
     def committed(self) -> bool:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet train configs/demo/stage_1.yaml optim.lr=5e-3
 fsdet train configs/demo/stage_2.yaml --resume
-fsdet train --resume checkpoints/stage2"""
+fsdet train --resume checkpoints/stage2
+torchrun --standalone --nproc_per_node 2 -m fsdet train configs/stage_2.yaml"""
 
 import argparse
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from fsdet import config
@@ -12,6 +15,7 @@ from fsdet.cli._output import say
 from fsdet.cli.report import draw_curves
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
+from fsdet.peers import ALONE, Peers, processes
 
 ROOT = Path("checkpoints")
 
@@ -40,14 +44,25 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(args.config, args.overrides) if args.resume is None else _resumed(args)
     from fsdet import tasks
 
-    trainer = tasks.build(settings, resume=args.resume is not None, exist_ok=args.exist_ok)
-    before = trainer.controller.step
-    result = trainer.fit()
-    draw_curves(result.folder)
-    if args.resume is not None and result.steps == before:
-        say("the run was at its end, and nothing was trained; longer with optim.steps=N or optim.epochs=N")
-    say(f"{result.steps} steps; run folder: {result.folder}")
+    with _peers(settings) as peers:
+        trainer = tasks.build(settings, resume=args.resume is not None, exist_ok=args.exist_ok, peers=peers)
+        before = trainer.controller.step
+        result = trainer.fit()
+        if peers.leads:
+            draw_curves(result.folder)
+            if args.resume is not None and result.steps == before:
+                say("the run was at its end, and nothing was trained; longer with optim.steps=N or optim.epochs=N")
+            say(f"{result.steps} steps; run folder: {result.folder}")
     return 0
+
+
+def _peers(settings: config.Config) -> AbstractContextManager[Peers]:
+    """The processes that torchrun has started, or this one alone."""
+    if processes(os.environ) == 1:
+        return nullcontext(ALONE)
+    from fsdet.engine import ranks
+
+    return ranks.joined(settings.run.device, settings.guard.rank_timeout)
 
 
 def _resumed(args: argparse.Namespace) -> config.Config:

@@ -18,7 +18,7 @@ from fsdet.errors import CheckpointError, explain
 ANOTHER_RUN = ("task", "model", "stage.name", "stage.mode")
 NO_SAY = (
     "run.dir", "run.threads", "data.workers", "data.cache", "save", "log", "stage.init_from", "model.weights",
-    "eval.shots", "eval.seeds", "eval.setting", "eval.metric", "eval.split",
+    "guard.rank_timeout", "eval.shots", "eval.seeds", "eval.setting", "eval.metric", "eval.split",
 )  # fmt: skip
 AS_CONFIGURED = ("data", "image_size", "support_size")  # of a spec: compared as keys of the configuration
 SHOWN = 6  # differences named
@@ -83,8 +83,11 @@ def _check_spec(path: Path, state: Mapping[str, Any], spec: Mapping[str, Any], r
         )
 
 
-def not_exact(state: Mapping[str, Any], resolved: Mapping[str, Any]) -> str | None:
-    """Why the resumed run is not, to the last bit, the one that was saved; None when nothing speaks against it."""
+def not_exact(state: Mapping[str, Any], resolved: Mapping[str, Any], world: int = 1) -> str | None:
+    """Why the resumed run is not, to the last bit, the one that was saved; None when nothing speaks against it.
+
+    world: how many processes train now.
+    """
     changed = [
         f"{k} {_shown(pair)}"
         for k, pair in _differences(state.get("config", {}), resolved)
@@ -96,6 +99,9 @@ def not_exact(state: Mapping[str, Any], resolved: Mapping[str, Any]) -> str | No
     threads = state["threads"], torch.get_num_threads()
     if threads[0] != threads[1]:
         changed.append(f"{threads[1]} threads, not {threads[0]}")
+    if (before := state.get("world", 1)) != world:
+        changed.append(f"{world} processes, not {before} (the same images in each step, the same learning rates; but "
+                       "sums run in another order, and BatchNorm in training sees each process's images)")  # fmt: skip
     if not changed:
         return None
     return f"this resume is not exact, the run goes on with other settings than it was saved with: {_named(changed)}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdet.engine.optimizer import autocast
+from fsdet.peers import ALONE, PeerOutOfMemory, Peers
 from fsdet.types import LossReport, Task
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -158,6 +159,12 @@ def _evidence(losses: Mapping[str, Rows], parameter: str | None, buffer: str | N
     }
 
 
+def names_images(finding: Finding) -> bool:
+    """Whether a finding says whose fault it is."""
+    evidence = finding.evidence
+    return bool(evidence.get("images") or evidence.get("module_images") or evidence.get("module"))
+
+
 def without_graph(report: LossReport) -> LossReport:
     """The same numbers, detached, so that no graph outlives its backward."""
 
@@ -203,7 +210,7 @@ def _rows(report: LossReport, name: str) -> Rows:
         bad = values.abs().argmax().reshape(1)
     if images is None:
         return Rows(tuple(bad.tolist()), (), only_sum)
-    ids = sorted({int(i) for i in images[bad].flatten().tolist()})
+    ids = sorted({int(i) for i in images[bad].flatten().tolist() if i >= 0})  # -1: of another process
     known = (report.image_ids[i] if i < len(report.image_ids) else str(i) for i in ids)
     return Rows(tuple(bad.tolist()), tuple(known), only_sum)
 
@@ -236,18 +243,22 @@ def grad_stats(grad: Tensor) -> str:
     return f"Grad stats: min={low:.3e}, max={high:.3e}, mean={mean:.3e}, {wrong} of {grad.numel()} not finite"
 
 
-def replay(task: Task, window: Sequence[Any], device: torch.device, named: Named, precision: str = "fp32") -> Replay:
+def replay(task: Task, window: Sequence[Any], device: torch.device, named: Named, precision: str = "fp32",
+           peers: Peers = ALONE) -> Replay:  # fmt: skip
     """Run the window again with hooks, in float32 unless told otherwise, without touching `.grad`.
 
     The caller brings buffers and generators to where they were, and restores them afterwards (`Memory.again`).
-    A window that does not fit into memory in this precision is a Replay that failed, not an error.
+    A window that does not fit into memory in this precision is a Replay that failed, not an error. Of several `peers`
+    all stop after the first batch that is not finite in one of them.
     """
     try:
         for batch in window:
             found = _replay_batch(task, batch.to(device), device, named, precision)
-            if not found.finite:
+            if peers.most(not found.finite):
                 return found
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        if not isinstance(error, PeerOutOfMemory):
+            peers.confess()
         return Replay(failed=f"it does not fit into memory in {precision}")
     return Replay()
 

@@ -59,7 +59,8 @@ def _finer(controller: StepController, window: Sequence[Any], parts: Sequence[An
     modules = controller.task.model.modules()
     norms = any(m.training for m in modules if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
     exact = "approximately the same gradient, as BatchNorm sees the parts" if norms else "the same gradient"
-    log.warning("out of memory at step %d with %d images at once; from here on %d at most, %d times as many in a step: "
+    log.log(logging.WARNING if controller.peers.leads else logging.INFO,
+                "out of memory at step %d with %d images at once; from here on %d at most, %d times as many in a step: "
                 "%s (losses over pairs of images: those within a part). %s",
                 controller.step, _most(parts), _most(finer), 2 * before, exact, reason.partition("\n")[0])  # fmt: skip
     return 2 * before

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fsdet.engine.guard import Flag
+from fsdet.peers import ALONE, Peers
 from fsdet.types import LossReport
 
 OK, NO_GRADIENT, OFF = "ok", "no gradient", "off: weight or rows are 0"
@@ -36,24 +37,43 @@ class ProbeRow:
     rows: float
 
 
-def measure(report: LossReport) -> list[ProbeRow]:
-    """Probe a live report, before its backward; rows are empty when it names nothing to differentiate to."""
+def measure(report: LossReport, peers: Peers = ALONE) -> list[ProbeRow]:
+    """Probe a live report, before its backward; rows are empty when it names nothing to differentiate to.
+
+    peers: the processes that hold the rest of the batch; its losses and gradients are all of theirs.
+    """
     at = [t for t in report.probe_at if t.requires_grad]
-    if not at or not report.total.requires_grad:
+    live = bool(at) and report.total.requires_grad
+    if not live and peers.alone:
         return []
-    grads = {name: _gradient(loss, at) for name, loss in report.weighted.items() if loss.requires_grad}
-    nothing = torch.zeros((), device=at[0].device).expand(sum(t.numel() for t in at))
+    counts = [float(report.rows.get(name, math.nan)) for name in report.weighted]
+    grads = {name: _gradient(loss, at) for name, loss in report.weighted.items() if live and loss.requires_grad}
+    nothing = torch.zeros((), device=report.total.device).expand(sum(t.numel() for t in at))
     total = sum(grads.values(), nothing)  # the total is their sum, and so is its gradient: one backward less
-    facts = [
-        _facts(loss, report.raw.get(name, loss), grads.get(name, nothing), total)
-        for name, loss in report.weighted.items()
-    ]
-    table = torch.stack(facts).tolist()  # one host sync
+    parts = [(loss, report.raw.get(name, loss), grads.get(name, nothing)) for name, loss in report.weighted.items()]
+    if peers.alone:
+        table = torch.stack([_facts(*part, total) for part in parts]).tolist()  # one host sync
+    else:
+        table, counts = _of_all(parts, total, counts, peers)
     out = []
-    for (name, _), (raw, weighted, norm, cosine) in zip(report.weighted.items(), table, strict=True):
+    for name, (raw, weighted, norm, cosine), rows in zip(report.weighted, table, counts, strict=True):
         finite = all(math.isfinite(v) for v in (raw, weighted, norm))
-        out.append(ProbeRow(name, raw, weighted, norm, cosine, finite, float(report.rows.get(name, math.nan))))
+        out.append(ProbeRow(name, raw, weighted, norm, cosine, finite, rows))
     return out
+
+
+def _of_all(
+    parts: list[tuple[Tensor, Tensor, Tensor]], total: Tensor, counts: list[float], peers: Peers
+) -> tuple[list[list[float]], list[float]]:
+    """The same over the images of all processes, whose gradients stand one behind the other."""
+    sums = [[raw, loss, grad @ grad, grad @ total, total @ total] for loss, raw, grad in parts]
+    own = torch.stack([torch.stack([v.detach().float() for v in row]) for row in sums])
+    own = torch.cat((own, own.new_tensor(counts)[:, None]), 1)
+    table = []
+    for raw, loss, square, product, whole, _ in (rows := peers.total(own).tolist()):
+        norm = math.sqrt(square) if square >= 0 else math.nan
+        table.append([raw, loss, norm, product / max(norm * math.sqrt(max(whole, 0.0)), 1e-38)])
+    return table, [row[-1] for row in rows]
 
 
 def conflicts(report: LossReport) -> dict[tuple[str, str], float]:

@@ -26,16 +26,18 @@ class Quarantine:
         samples: how many samples the training draws from; 0: an epoch's draws, as the batches show them.
         share: of them, how many may be unusable; one always may, unless it is 0.
         per_epoch: batches in an epoch.
+        tells: whether this process logs and writes what it counts.
     """
 
-    def __init__(self, folder: Path, samples: int, share: float, per_epoch: int = 1) -> None:
+    def __init__(self, folder: Path, samples: int, share: float, per_epoch: int = 1, tells: bool = True) -> None:
+        self.tells = tells
         self.path, self.samples, self.share, self.per_epoch = folder / LIST, samples, share, per_epoch
         self.found: dict[str, dict[str, Any]] = {}
 
     @classmethod
-    def of(cls, task: Task, folder: Path, share: float) -> "Quarantine":
+    def of(cls, task: Task, folder: Path, share: float, tells: bool = True) -> "Quarantine":
         """That of a task, which may tell how many samples it draws from."""
-        return cls(folder, getattr(task, "samples", 0), share, task.batches_per_epoch)
+        return cls(folder, getattr(task, "samples", 0), share, task.batches_per_epoch, tells)
 
     def see(self, batch: Any, index: int) -> None:
         """Count what could not be used for batch `index`, which is about to be trained on.
@@ -47,8 +49,9 @@ class Quarantine:
         for item in fresh:
             if item.sample not in self.found:
                 self.found[item.sample] = {"batch": index, "reason": item.reason}
-                log.warning("quarantined at batch %d: %s", index, self._told(item.sample))
-                self._write("a", self._line(item.sample))
+                if self.tells:
+                    log.warning("quarantined at batch %d: %s", index, self._told(item.sample))
+                    self._write("a", self._line(item.sample))
         samples = self.samples or self.per_epoch * len(getattr(batch, "image_ids", ()))
         if fresh and len(self.found) > self.allowed(samples):
             raise RunFailed(
@@ -84,8 +87,9 @@ class Quarantine:
         """Go on counting; a run that was ended by its count starts to count anew, its files having been mended."""
         found = {sample: dict(entry) for sample, entry in state.get("found", {}).items()}
         if self.samples and len(found) > self.allowed(self.samples):
-            log.warning("%d samples were in quarantine when the run ended; they are tried again", len(found))
+            if self.tells:
+                log.warning("%d samples were in quarantine when the run ended; they are tried again", len(found))
             found = {}
         self.found = found
-        if found or self.path.exists():
+        if self.tells and (found or self.path.exists()):
             self._write("w", "".join(map(self._line, found)))

@@ -18,18 +18,21 @@ RETRY_SECONDS = 60.0  # after a save that failed
 class Saver:
     """Saves `state` into `folder` as section `save` asks.
 
-    Until a save is written, the run's beginning is kept in memory for a rewind.
+    Until a save is written, the run's beginning is kept in memory for a rewind. Of several processes the leading one
+    writes and reads, and the others are given what it read.
     """
 
     def __init__(self, state: RunState, folder: Path, options: Save) -> None:
         self.state, self.folder, self.options = state, folder, options
+        self.peers = state.controller.peers
         self.writer = checkpoint.Writer(folder, options.keep)
         self._at, self._step = time.monotonic(), 0
         self._beginning: dict[str, Any] | None = None
 
     def begin(self) -> None:
         """A fresh run: keep where it starts."""
-        self._beginning = checkpoint.snapshot(self.state.take())
+        if self.peers.leads:
+            self._beginning = checkpoint.snapshot(self.state.take())
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint of the folder.
@@ -37,21 +40,24 @@ class Saver:
         Raises:
             CheckpointError: there is none, or it is of another run.
         """
-        path, saved = checkpoint.newest(self.folder)
+        path, saved = checkpoint.newest(self.folder) if self.peers.leads else (self.folder, None)
+        saved = self.peers.given(saved)
         controller, resolved = self.state.controller, self.state.resolved
         agreement.check_fits(
             path, saved, controller.task.model, controller.optimizer, controller.precision,
             controller.task.describe(), resolved,
         )  # fmt: skip
         self.state.put(saved)
-        if told := agreement.not_exact(saved, resolved):
+        told = agreement.not_exact(saved, resolved, self.peers.world)
+        if told and self.peers.leads:
             log.warning("%s", told)
         self._step = saved["step"]
         log.info("resumed from %s at step %d, batch %d", path, saved["step"], saved["batch"])
         now, position = controller.task.batches_per_epoch, self.state.position
         if now != (before := saved.get("batches_per_epoch", now)):
             position.carry_over(before, now)
-            log.warning("an epoch has %d batches, not %d: the run goes on at batch %d, as far into the same epoch, and "
+            log.log(logging.WARNING if self.peers.leads else logging.INFO,
+                        "an epoch has %d batches, not %d: the run goes on at batch %d, as far into the same epoch, and "
                         "is not exact", now, before, position.batch)  # fmt: skip
 
     def due(self) -> bool:
@@ -69,11 +75,17 @@ class Saver:
     def save(self, best: bool = False, wait: bool = False) -> None:
         """Save now; `best` also replaces best.pt; see `checkpoint.Writer.save`."""
         self._at, self._step = time.monotonic(), self.state.controller.step
+        if not self.peers.leads:
+            return
         self.writer.save(self.state.take(), best=best, wait=wait)
         if self.writer.written is not None:
             self._beginning = None
 
     def good(self) -> dict[str, Any] | None:
+        """The last good checkpoint, the same in all processes. See `_good`."""
+        return self.peers.given(self._good() if self.peers.leads else None)
+
+    def _good(self) -> dict[str, Any] | None:
         """The last good checkpoint: intact, and saved while no step had been rejected since the last committed one.
 
         Where the run went back to that one already and has saved no other since, one before it is taken, if there is

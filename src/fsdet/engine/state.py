@@ -59,6 +59,7 @@ class RunState:
             "config": dict(self.resolved),
             "precision": controller.precision,
             "threads": torch.get_num_threads(),
+            "world": controller.peers.world,
             "versions": {"torch": str(torch.__version__), "fsdet": __version__},
         }
 

@@ -8,11 +8,14 @@ evaluation, the epoch's row, a checkpoint
 import logging
 import math
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fsdet.command import typed
@@ -23,19 +26,20 @@ from fsdet.engine.clipping import Clipping
 from fsdet.engine.ema import Ema
 from fsdet.engine.feed import Feed
 from fsdet.engine.freezing import Freezer
-from fsdet.engine.guard import REJECTED, Flag, StepGuard, indices
+from fsdet.engine.guard import REJECTED, Flag, StepGuard, indices, plain
 from fsdet.engine.optimizer import build_optimizer, choose_device, choose_precision, rates
 from fsdet.engine.position import Position
 from fsdet.engine.quarantine import Quarantine
-from fsdet.engine.runlog import RunLog
+from fsdet.engine.runlog import RunLog, Untold
 from fsdet.engine.saving import Saver
 from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, total_batches, total_steps
 from fsdet.engine.signals import Signals
 from fsdet.engine.state import RunState
 from fsdet.engine.step import StepController
-from fsdet.errors import RunFailed, Stopped
+from fsdet.errors import RunFailed, Stopped, explain
+from fsdet.peers import ALONE, Peers
 from fsdet.progress import Progress
-from fsdet.types import LossReport, StepReport, Task
+from fsdet.types import LossReport, Replaced, StepReport, Task
 
 logger = logging.getLogger("fsdet")
 DEBUG_EVERY = 50  # steps between the debug log's blocks
@@ -62,7 +66,8 @@ class Trainer:
         resolved: the whole configuration as plain values, stored beside the run. folder: the run folder.
         resume: continue from the newest intact checkpoint of `folder`. exist_ok: a folder with one may be overwritten.
         init_report: which weights were taken over, for the log; None: none. freeze: prefixes, or {epoch: prefixes}.
-        freeze_norm: every BatchNorm in eval.
+        freeze_norm: every BatchNorm in eval. peers: the processes that train together; the leading one alone writes,
+        judges and tells, and all decide alike.
     Raises:
         ConfigError: the folder holds a run already, or a freeze prefix or group matches nothing.
         CheckpointError: resume finds no intact checkpoint, or one of another architecture.
@@ -86,7 +91,9 @@ class Trainer:
         freeze: Sequence[str] | Mapping[int, Sequence[str]] = (),
         freeze_norm: bool = False,
         exist_ok: bool = False,
+        peers: Peers = ALONE,
     ) -> None:
+        self.peers, self.seed = peers, run.seed
         self.task, self.optim, self.logging, self.workers = task, optim, log, workers
         self.resolved, self.folder, self.resume, self.init_report = resolved, Path(folder), resume, init_report
         self._prepare_torch(run)
@@ -98,12 +105,14 @@ class Trainer:
         guard = guard.model_copy(update={"growth_interval": growth_interval(self.total_steps, guard.growth_interval)})
         self.guard, self.clipping = StepGuard(guard, self.folder), Clipping(optim)
         self.controller = StepController(
-            task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema
-        )
-        self.quarantine = Quarantine.of(task, self.folder, guard.max_quarantined)
+            task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema,
+            peers=peers,
+        )  # fmt: skip
+        self.quarantine = Quarantine.of(task, self.folder, guard.max_quarantined, peers.leads)
         self.state = RunState(self.controller, self.guard, self.clipping, self.quarantine, self.resolved)
         self.saver = Saver(self.state, self.folder, save)
         self._begin()
+        self._check_alike()
         self._whole = True
         self._report: Path | None = None
         self._probed: list[probe.ProbeRow] = []
@@ -122,8 +131,30 @@ class Trainer:
         self.precision = choose_precision(run.precision, self.device)
         self.task.model.to(self.device, memory_format=torch.channels_last)
         self.task.objective.to(self.device)
+        if not self.peers.alone:
+            self._align()
+
+    def _align(self) -> None:
+        """Start from the weights of the leading process, should chance or a machine have made others elsewhere."""
+        parts = (self.task.model, self.task.objective)
+        for part, state in zip(parts, self.peers.given([dict(part.state_dict()) for part in parts]), strict=True):
+            part.load_state_dict(state)
+
+    def _check_alike(self) -> None:
+        """Raises RunFailed where the processes were not given the same run: they would wait for each other in vain."""
+        names = [name for name, _ in self.controller.named]
+        own = {"steps": self.total_steps, "batches in an epoch": self.task.batches_per_epoch, "at": self.position.batch,
+               "precision": self.precision, "evaluation every": self.eval_interval,
+               "parameters": zlib.crc32(" ".join(names).encode())}  # fmt: skip
+        for rank, theirs in enumerate(self.peers.tell(own)):
+            if odd := [f"{name} {theirs[name]}, not {own[name]}" for name in own if theirs[name] != own[name]]:
+                cure = "start all of them with the same command, data and versions"
+                raise RunFailed(explain("the same run in all processes", f"of process {rank}: {', '.join(odd)}",
+                                        f"process {self.peers.rank}", cure))  # fmt: skip
 
     def _claim(self, exist_ok: bool) -> None:
+        if not self.peers.leads:
+            return
         folder.claim(self.folder, self.resume, exist_ok)
         if not self.resume:
             folder.clear(self.folder)
@@ -160,12 +191,14 @@ class Trainer:
         Raises:
             RunFailed: the guard gave up, or a save that had to succeed did not. Stopped: a signal, after a save.
         """
-        folder.describe(self.folder, self.resolved, self.device, self.precision)
+        if self.peers.leads:
+            folder.describe(self.folder, self.resolved, self.device, self.precision)
         feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda",
-                    self.quarantine, self.guard.limits.loader_timeout)  # fmt: skip
+                    self.quarantine if self.peers.alone else None, self.guard.limits.loader_timeout)  # fmt: skip
         feed.seek(self.position.batch, self.position.skipped)
         cut = self.position.cut if self.resume else None
-        with RunLog(self.folder, self.logging, self.resolved, cut) as self.log, Signals() as signals:
+        log = RunLog(self.folder, self.logging, self.resolved, cut) if self.peers.leads else Untold()
+        with log as self.log, Signals() as signals:
             try:
                 self.freezer.apply(self.epoch)
                 self._tell_start()
@@ -185,7 +218,7 @@ class Trainer:
         """The loop."""
         self._boundary()
         batches = iter(feed)
-        with Progress(self.total_steps, "train", self.controller.step, "step") as bar:
+        with Progress(self.total_steps, "train", self.controller.step, "step", self.peers.leads) as bar:
             while not self._done():
                 started = time.perf_counter()
                 window = self._window(batches)
@@ -195,8 +228,8 @@ class Trainer:
                 if not report.committed and (reason := self.guard.verdict()):
                     self._rewind(reason, report, feed)
                 bar.update(self.controller.step - bar.count, loss=f"{report.total:.3f}", epoch=self.epoch)
-                if signals.received:
-                    self._stop(signals.received)
+                if signum := self.peers.most(signals.received):
+                    self._stop(signum)
                 self._boundary()
 
     def _done(self) -> bool:
@@ -208,10 +241,23 @@ class Trainer:
         """The micro-batches of one step: `accumulate` of them, fewer at the end of an epoch."""
         end = self.epoch * self.task.batches_per_epoch
         left = self.position.left(end if self.stop_batch is None else min(end, self.stop_batch))
-        return [next(batches) for _ in range(min(self.optim.accumulate, left))]
+        window = [next(batches) for _ in range(min(self.optim.accumulate, left))]
+        if not self.peers.alone:
+            self._count_replaced(window)
+        return window
+
+    def _count_replaced(self, window: list[Any]) -> None:
+        """What any of the processes could not use counts in all of them, so that all end at the same batch."""
+        own = [[b.index, r.sample, r.reason] for b in window for r in getattr(b, "replaced", ())]
+        if self.peers.most(len(own)):
+            ids = tuple(name for b in window for name in getattr(b, "image_ids", ())) * self.peers.world
+            for index, sample, reason in (row for rows in self.peers.tell(own) for row in rows):
+                self.quarantine.see(SimpleNamespace(replaced=(Replaced(sample, reason),), image_ids=ids), index)
 
     def _step(self, window: list[Any]) -> StepReport:
         step, every, self._whole = self.controller.step, self.logging.probe_every, False
+        if not self.peers.alone:
+            self._seed()
         self.freezer.apply(self.epoch)
         self.clip_norm = self.clipping.limit(clip_norm_at(self.epoch, self.optim.clip_norm))
         probing = not self.position.probed or (every and step % every == 0)
@@ -226,6 +272,11 @@ class Trainer:
         }
         return portions.run(self.controller, window, self.position, how)
 
+    def _seed(self) -> None:
+        """Each process draws numbers of its own (dropout, sampling); the place tells which, so that no save has to."""
+        place = np.random.SeedSequence((self.seed, 7, self.position.batch, self.peers.rank))
+        torch.manual_seed(int(place.generate_state(1, np.uint64)[0] >> 1))
+
     def _lr_factor(self, step: int) -> float:
         o = self.optim
         low, drops = o.min_lr / o.lr, self.position.drops
@@ -235,7 +286,7 @@ class Trainer:
         return planned * self.guard.limits.rewind_lr ** len(self.position.rewinds)
 
     def _observe(self, report: LossReport) -> None:
-        self._probed = probe.measure(report)
+        self._probed = probe.measure(report, self.peers)
         fresh = not self.position.probed and not self.init_report
         self._expected = self.task.expected_initial(report) if fresh else {}
 
@@ -267,7 +318,9 @@ class Trainer:
         """Keep the evidence, and which batches they were."""
         if report.outcome in REJECTED:
             self.position.reject(indices(window, first))
-        path = self.guard.record(report, window, first, epoch)
+            if not self.peers.alone:  # its part of the batch is the evidence
+                window = self.peers.given([plain(batch) for batch in window], report.rank)
+        path = self.guard.record(report, window, first, epoch) if self.peers.leads else None
         if path is not None:
             self._report = path
             self.log.incident(report, path)
@@ -308,8 +361,14 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Judge the EMA; returns whether it is the best so far. The generators are left as they were."""
         step, position = self.controller.step, self.position
-        metrics, paths = judging.judge(self.task, self.ema.model if self.ema else self.task.model, self.folder, step)
-        self.freezer.train_mode()
+        metrics, paths = {}, ()
+        if self.peers.leads:
+            model = self.ema.model if self.ema else self.task.model
+            metrics, paths = judging.judge(self.task, model, self.folder, step)
+            self.freezer.train_mode()
+        if not self.peers.alone:
+            self.peers.wait("the evaluation of process 0")
+            metrics = self.peers.given(metrics)
         self.log.evaluation(metrics, step, position.batch / self.task.batches_per_epoch, position.batch)
         self.log.pictures(paths, step)
         position.metrics, position.evaluated_batch = metrics, position.batch
@@ -336,11 +395,13 @@ class Trainer:
             self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True
         self._save(best=best, wait=True)
+        self.peers.wait("the last save of process 0")
         for command in self._result().next_commands:
             logger.info("next: %s", command)
 
     def _stop(self, signum: int) -> None:
         self._save(wait=True)
+        self.peers.wait("the save of process 0")  # one that leaves earlier has torchrun end the others
         raise Stopped(
             f"stopped by signal {signum} after step {self.controller.step}; the state is saved.\n"
             f"resume with: {typed('fsdet train --resume {}', self.folder)}",

@@ -12,6 +12,7 @@ from fsdet.data.sources import DataSet
 from fsdet.engine.schedule import frozen_at
 from fsdet.engine.trainer import Trainer
 from fsdet.errors import CheckpointError, ConfigError, DataError, did_you_mean, explain
+from fsdet.peers import ALONE, Peers
 from fsdet.tasks import classifier, initial, maskrcnn, recipe, stages
 from fsdet.tasks.kind import BuiltTask, Kind
 from fsdet.tasks.stages import finetune_task
@@ -30,8 +31,10 @@ def kind_of(name: str, where: str) -> Kind:
     return KINDS[name]
 
 
-def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Trainer:
+def build(config: Config, *, resume: bool = False, exist_ok: bool = False, peers: Peers = ALONE) -> Trainer:
     """The Trainer of a configuration, with its data read, its weights initialised and its report logged.
+
+    peers: the processes that train together.
 
     Raises:
         ConfigError, DataError, CheckpointError: the user's input is at fault.
@@ -39,21 +42,23 @@ def build(config: Config, *, resume: bool = False, exist_ok: bool = False) -> Tr
     data = read_data(config)
     task, report = build_task(config, data, resume=resume)
     log.info("%s", data.report)
-    return trainer_of(task, report, resume=resume, exist_ok=exist_ok)
+    return trainer_of(task, report, resume=resume, exist_ok=exist_ok, peers=peers)
 
 
-def trainer_of(task: BuiltTask, report: str | None, *, resume: bool = False,
-               exist_ok: bool = False) -> Trainer:  # fmt: skip
+def trainer_of(task: BuiltTask, report: str | None, *, resume: bool = False, exist_ok: bool = False,
+               peers: Peers = ALONE) -> Trainer:  # fmt: skip
     """The Trainer of an initialised task; report: what was initialised from where."""
     config, optim = task.config, recipe.applied(task.config).optim  # a recipe is chosen in stage 3 alone
     fresh = report == initial.SCRATCH
     if fresh:
         log.info(report)
+    task.join(peers)
     task.warm(config.run.threads or torch.get_num_threads())
     made = Trainer(task, run=config.run, optim=optim, guard=config.guard, save=config.save, log=config.log,
                    workers=config.data.workers, eval_every=config.eval.every, resolved=config.model_dump(mode="json"),
                    folder=Path(config.run.dir), freeze=config.stage.freeze, freeze_norm=config.stage.freeze_norm,
-                   resume=resume, exist_ok=exist_ok, init_report=None if fresh else report)  # fmt: skip
+                   resume=resume, exist_ok=exist_ok, init_report=None if fresh else report,
+                   peers=peers)  # fmt: skip
     if fresh:
         _warn_of_noise(config)
     return made

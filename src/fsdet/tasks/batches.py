@@ -42,6 +42,7 @@ class Batches:
             self._shots_of.setdefault(c, []).append((i, j))
         self._cutouts: dict[tuple[int, int, bool], Cutout] = {}
         self.planner = _planner(config, records, len(data.base))
+        self.part = range(config.episode.queries)  # the places of a batch that this process makes
         self.per_epoch = config.episode.per_epoch or max(1, len(records) // config.episode.queries)
         steps, epochs = config.optim.steps, config.optim.epochs
         count = steps * config.optim.accumulate if steps else round((epochs or 1) * self.per_epoch)
@@ -68,7 +69,7 @@ class Batches:
         replaced: list[Replaced] = []
         plan, windows = self._supports(index, replaced)
         size, support_size = self.config.data.image_size, self.config.data.support_size
-        drawn = [self._query(index, slot, plan, replaced) for slot in range(len(plan.queries))]
+        drawn = [self._query(index, slot, plan, replaced) for slot in self.part]
         samples = [sample for _, sample in drawn]
         ways = [way for way, _, _ in plan.supports]
         change = self._disguise(index) if plan.class_ids else None

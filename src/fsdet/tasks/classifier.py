@@ -22,6 +22,7 @@ from fsdet.evaluation.classification import figures
 from fsdet.losses.bce import bce_loss
 from fsdet.losses.focal import focal_loss
 from fsdet.models.classifier import ImageClassifier
+from fsdet.peers import Peers
 from fsdet.pictures import Picture, episode_sheet, plot_confusion
 from fsdet.tasks import initial
 from fsdet.tasks.supply import Supply, chunks, judged_split, spread, validation_store
@@ -54,6 +55,9 @@ class ClassifierTask:
 
     def warm(self, threads: int) -> None:
         self.supply.store.fill(threads)
+
+    def join(self, peers: Peers) -> None:
+        self.supply.part = peers.part(self.config.episode.queries, "episode.queries")
 
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()

@@ -15,6 +15,7 @@ from fsdet.data.sources import DataSet
 from fsdet.models.build import build_model, model_spec
 from fsdet.models.initialise import expected_cls
 from fsdet.objective import MODES, MultiLoss
+from fsdet.peers import Peers
 from fsdet.pictures import plot_labels
 from fsdet.tasks import recipe, validation
 from fsdet.tasks.batches import Batches
@@ -72,6 +73,10 @@ class FewshotTask:
 
     def warm(self, threads: int) -> None:
         self.batches.warm(threads)
+
+    def join(self, peers: Peers) -> None:
+        self.batches.part = peers.part(self.config.episode.queries, "episode.queries")
+        self.objective.peers = peers
 
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()

@@ -12,6 +12,7 @@ from torch import nn
 
 from fsdet.config import Config
 from fsdet.data.sources import DataSet
+from fsdet.peers import Peers
 from fsdet.types import Task
 
 
@@ -22,6 +23,10 @@ class BuiltTask(Task, Protocol):
 
     def warm(self, threads: int) -> None:
         """Decode what may be held in memory before loader workers fork."""
+        ...
+
+    def join(self, peers: Peers) -> None:
+        """Make this process's part of each batch from now on. Raises ConfigError where a batch has no equal parts."""
         ...
 
 

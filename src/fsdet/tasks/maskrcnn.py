@@ -24,6 +24,7 @@ from fsdet.data.transforms import Sample, colour, random_affine, warp
 from fsdet.errors import DataError, explain
 from fsdet.evaluation.masks import MaskScorer
 from fsdet.models.maskrcnn import InstanceDetector
+from fsdet.peers import Peers
 from fsdet.pictures import Picture, episode_sheet, plot_labels
 from fsdet.pictures import colour as shade
 from fsdet.tasks import initial
@@ -56,6 +57,9 @@ class MaskRcnnTask:
 
     def warm(self, threads: int) -> None:
         self.supply.store.fill(threads)
+
+    def join(self, peers: Peers) -> None:
+        self.supply.part = peers.part(self.config.episode.queries, "episode.queries")
 
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()

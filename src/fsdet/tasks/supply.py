@@ -33,6 +33,7 @@ class Supply:
         records = data.split("train")
         self.store = ImageStore(records, self.size, CACHE[config.data.cache])
         self.planner = EpochPlanner(records, config.episode.queries, self.seed)
+        self.part = range(config.episode.queries)  # the places of a batch that this process makes
         self.per_epoch = config.episode.per_epoch or max(1, len(records) // config.episode.queries)
 
     def made(self, index: int, make: Callable[[np.random.Generator, int], T]) -> tuple[
@@ -45,9 +46,9 @@ class Supply:
         """
         plan, replaced = self.planner.plan(index), []
         drawn = [
-            usable((self.seed, 3, index, slot), query, lambda i, rng: make(rng, i), self._name,
+            usable((self.seed, 3, index, slot), plan.queries[slot], lambda i, rng: make(rng, i), self._name,
                    lambda i, rng: self.planner.substitute(rng, plan, i), replaced)
-            for slot, query in enumerate(plan.queries)
+            for slot in self.part
         ]  # fmt: skip
         return [made for _, made in drawn], tuple(self._name(i) for i, _ in drawn), tuple(replaced)
 

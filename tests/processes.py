@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Several processes of this one, joined over loopback as torchrun would join them."""
+
+import os
+import pickle
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from fsdet.engine import ranks
+from fsdet.peers import Peers
+
+SECONDS = 60  # after which a test that hangs is ended
+
+
+class Raised:
+    """What a process raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.kind, self.text = type(error).__name__, str(error)
+        self.trace = "".join(traceback.format_exception(error))
+
+    def __repr__(self) -> str:
+        return self.trace
+
+
+def together(function: Callable[[Peers], Any], world: int = 2, timeout: float = 30) -> list[Any]:
+    """What `function(peers)` returns in each of `world` forks, by rank; Raised where it raised."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps it
+    port = store.port
+    with tempfile.TemporaryDirectory() as folder:
+        children = [_fork(function, rank, world, port, timeout, Path(folder)) for rank in range(world)]
+        end = time.monotonic() + SECONDS
+        for child in children:
+            while os.waitpid(child, os.WNOHANG) == (0, 0):
+                if time.monotonic() > end:
+                    os.kill(child, 9)
+                time.sleep(0.01)
+        files = [Path(folder, str(rank)) for rank in range(world)]
+        return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
+
+
+def _fork(function: Callable, rank: int, world: int, port: int, timeout: float, folder: Path) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of the parent are not used by the fork
+        child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(rank),
+                       "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
+        try:
+            with ranks.joined("cpu", timeout) as peers:
+                found = function(peers)
+        except Exception as error:
+            found = Raised(error)
+        (folder / "part").with_suffix(f".{rank}").write_bytes(pickle.dumps(found))
+        (folder / "part").with_suffix(f".{rank}").rename(folder / str(rank))
+        code = 0
+    finally:
+        os._exit(code)  # nothing of the test session that was forked with it
+    return 0
