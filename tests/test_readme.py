@@ -59,6 +59,8 @@ def parse_fsdet(words: list[str]) -> argparse.Namespace:
 
 def check_command(words: list[str], train) -> None:
     """Raise or fail unless a command line would be understood."""
+    if words[0] == "torchrun":
+        words = words[words.index("-m") - 1 :]
     name = Path(words[0]).name
     if words[0].startswith("./"):
         assert (ROOT / words[0]).is_file(), words[0]
