@@ -10,6 +10,7 @@ from fsdet.config import Config
 from fsdet.errors import UserError, explain
 
 FREE = ("run.dir", "run.device", "run.precision", "run.threads", "data.workers", "data.cache", "save", "log", "eval")
+CHOSEN = ("near", "far", "far_long")  # what stage.recipe=auto becomes in a run's config.yaml
 ELSEWHERE = "train beside it with run.dir=checkpoints/NAME, or over it with --exist-ok"
 
 
@@ -50,7 +51,7 @@ def same_or_refuse(config: Config, folder: Path) -> None:
         raise UserError(explain("config.yaml of the finished run there", "none", str(folder), ELSEWHERE))
     document = yaml_strict.read(folder / "config.yaml")
     old, new = _flat(document.value), _flat(config.model_dump(mode="json"))
-    if new["stage.recipe"] == "auto" and old.get("stage.recipe") in ("near", "far"):
+    if new["stage.recipe"] == "auto" and old.get("stage.recipe") in CHOSEN:
         old["stage.recipe"] = "auto"  # the run put the name of its choice there
     differing = [key for key in new if old.get(key) != new[key] and not key.startswith(FREE)]
     if differing:

@@ -77,7 +77,8 @@ class Stage(Section):
     init_from: str | None = None
     freeze: list[str] | dict[int, list[str]] = []  # prefixes, or {epoch: prefixes}
     freeze_norm: bool = False  # BatchNorm in eval throughout the stage
-    recipe: Literal["given", "auto", "near", "far"] = "given"  # of stage 3; auto chooses near or far by a rehearsal
+    # of stage 3; auto chooses one of the last three by a rehearsal and the number of shots
+    recipe: Literal["given", "auto", "near", "far", "far_long"] = "given"
     forget: bool = False  # stage 3 may train without base images, and so forget the base classes
 
 

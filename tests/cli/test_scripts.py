@@ -236,7 +236,7 @@ def test_a_stopped_run_is_resumed_and_a_finished_one_only_prints_its_table(stage
     assert world.commands == [["eval", "--table", "checkpoints/stage2/results.json"]]
 
 
-@pytest.mark.parametrize("chosen", ["near", "far"])
+@pytest.mark.parametrize("chosen", ["near", "far", "far_long"])
 def test_a_finished_stage_3_is_itself_again_whatever_recipe_it_chose(chosen, stage, world, capsys):
     """What the run writes is its settings with the name of the recipe in place of auto: nothing else may differ."""
     leave(config.load(DEMO_3, [f"stage.recipe={chosen}"]), finished=True)

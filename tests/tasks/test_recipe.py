@@ -53,6 +53,17 @@ def test_other_classes_move_everything_faster_and_longer_on_more_of_their_own_im
     assert tasks.trainer_of(task, report).total_steps == 6
 
 
+def test_many_shots_of_other_classes_take_twice_that_time(told, monkeypatch):
+    task, report = told(0.1)
+    assert task.config.stage.recipe == "far", "one shot a class is few"
+    monkeypatch.setattr(recipe, "FEW", 0)
+    task, report = told(0.1)
+    assert task.config.stage.recipe == "far_long" and recipe.applied(task.config).optim.steps == 12
+    assert "recipe far_long" in report and "longer still" in report
+    task, _ = told(0.9)
+    assert task.config.stage.recipe == "near", "classes that carry over need no more"
+
+
 def test_epochs_grow_where_the_length_is_in_epochs():
     optim = recipe.applied(configs.load(None, [*STAGE_3, "stage.recipe=far", "optim.epochs=3"])).optim
     assert optim.epochs == 4.5 and optim.steps is None

@@ -4,6 +4,7 @@
 near: classes that registration finds again (tasks/rehearsal.py); the file's values, with the backbone at half speed.
 far: classes unlike the base's; everything moves twice as fast and half as long again, and more of the images are the
 shots' own, whose surroundings are as new as they are (docs/notebook.md).
+far_long: the same with more than FEW shots a class, which take twice that time to be learnt.
 A run's config.yaml holds the file's values and the name of the recipe, so that a resumed run, and one whose settings
 are compared with it, mean the same.
 """
@@ -22,9 +23,11 @@ from fsdet.tasks.rehearsal import Pick, rehearse
 
 CARRIES_OVER = 0.25  # AP50 of the rehearsal; seen: .41 to .79 on drawings, .00 to .02 on cards after chess
 NEAR_BACKBONE = 0.5  # LR of the backbone as a share of the others'
-FAR_LR, FAR_LENGTH = 2.0, 1.5  # factors on the file's values
+FAR_LR, FAR_LENGTH, LONG = 2.0, 1.5, 3.0  # factors on the file's values
+FEW = 5  # shots a class
 FAR_MIX = {"paste": 0.35, "whole": 0.4}
-WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer"}
+WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer",
+         "far_long": f"everything moves, faster, and longer still for more than {FEW} shots a class"}  # fmt: skip
 
 
 def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], split: str, *,
@@ -50,7 +53,8 @@ def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], 
     canvases = ImageStore(training_records(data, config), config.data.image_size)
     store = ImageStore(data.split(split), config.data.image_size)
     ap50 = rehearse(load_trained(stage.init_from), canvases, shots, store, config.run.seed)
-    name = "near" if ap50 >= CARRIES_OVER else "far"
+    many = sum(map(len, shots.values())) > FEW * len(shots)
+    name = "near" if ap50 >= CARRIES_OVER else "far_long" if many else "far"
     return _named(config, name), (
         f"recipe {name}: registration alone finds copies of the shots with AP50 {ap50:.3f}, "
         f"{'at least' if name == 'near' else 'less than'} {CARRIES_OVER}: {WORDS[name]}"
@@ -59,8 +63,9 @@ def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], 
 
 def applied(config: Config) -> Config:
     """The values that a run trains by: those of the file, changed as the recipe says; itself without a recipe."""
-    change = {"near": _near, "far": _far}.get(config.stage.recipe)
-    return config if change is None else config.model_copy(update=change(config))
+    change = {"near": _near, "far": lambda c: _far(c, FAR_LENGTH), "far_long": lambda c: _far(c, LONG)}
+    recipe = config.stage.recipe
+    return config.model_copy(update=change[recipe](config)) if recipe in change else config
 
 
 def _near(config: Config) -> dict:
@@ -68,13 +73,13 @@ def _near(config: Config) -> dict:
     return {"optim": config.optim.model_copy(update={"lr_scale": scale})}
 
 
-def _far(config: Config) -> dict:
+def _far(config: Config, length: float) -> dict:
     optim = config.optim
     faster = {"lr": FAR_LR * optim.lr, "muon_lr": FAR_LR * optim.muon_lr}
     if optim.steps:
-        longer: dict = {"steps": round(FAR_LENGTH * optim.steps)}
+        longer: dict = {"steps": round(length * optim.steps)}
     else:
-        longer = {"epochs": FAR_LENGTH * (optim.epochs or 1)}
+        longer = {"epochs": length * (optim.epochs or 1)}
     augment = config.data.augment.model_copy(update=FAR_MIX)
     return {"optim": optim.model_copy(update={**faster, **longer}),
             "data": config.data.model_copy(update={"augment": augment})}  # fmt: skip
