@@ -4,7 +4,7 @@
 `Peers` is what there is to say of a process alone, where all of it costs nothing; engine/ranks.py has those that talk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,9 +81,3 @@ class Peers:
 
 
 ALONE = Peers()
-
-
-def processes(environment: Mapping[str, str]) -> int:
-    """How many processes torchrun has started, by what it leaves in the environment; 1 without it."""
-    words = [environment.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR")]
-    return int(words[0]) if all(words) and words[0].isdecimal() else 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fsdet.cli._arguments import processes
 from fsdet.cli.main import INTERRUPTED, PIPE_CLOSED, VERBS, main
 from fsdet.errors import RunFailed, Stopped, UserError
 
@@ -134,3 +135,12 @@ def test_check_refuses_a_device_that_is_not_there_as_train_does(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert main(["check", CONFIG, "run.device=cuda:63"]) == 2
     assert "run.device: expected a cuda device that exists" in capsys.readouterr().err
+
+
+def test_torchrun_is_told_by_what_it_leaves_and_only_train_shares_work(monkeypatch, capsys):
+    left = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h"}
+    assert [processes(e) for e in ({}, {"WORLD_SIZE": "4"}, left)] == [1, 1, 2]
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert main(["info", CONFIG]) == 2
+    assert "torchrun with 2 processes: expected fsdet train, which alone shares its work" in capsys.readouterr().err

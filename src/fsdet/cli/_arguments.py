@@ -3,6 +3,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fsdet.errors import UserError, explain
@@ -62,3 +63,9 @@ def existing(path: Path, what: str, next_step: str) -> Path:
     if not path.exists():
         raise UserError(explain(what, "nothing there", str(path), next_step))
     return path
+
+
+def processes(environment: Mapping[str, str]) -> int:
+    """How many processes torchrun has started, by what it leaves in the environment; 1 without it."""
+    words = [environment.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR")]
+    return int(words[0]) if all(words) and words[0].isdecimal() else 1

@@ -7,10 +7,12 @@ signal. Any other exception is a bug of this package and keeps its traceback.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from fsdet import __version__
+from fsdet.cli._arguments import processes
 from fsdet.cli._output import give_up, open_streams
 from fsdet.command import typed
 from fsdet.errors import FsdetError, did_you_mean, explain
@@ -58,6 +60,11 @@ def _run_verb(argv: list[str]) -> int:
     if verb not in VERBS:
         hint = did_you_mean(verb, VERBS)
         print(f"error: fsdet: unknown command '{verb}'.{hint} Next: {typed('fsdet --help')}", file=sys.stderr)
+        return 2
+    if verb != "train" and (count := processes(os.environ)) > 1:
+        told = explain("fsdet train, which alone shares its work", f"fsdet {verb}", f"torchrun with {count} processes",
+                       f"start it once: {typed(f'fsdet {verb}')} ...")  # fmt: skip
+        print(f"error: {told}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"fsdet.cli.{verb}")
     parser = Parser(prog=f"fsdet {verb}", description=VERBS[verb] + "\n\n" + (module.__doc__ or ""))

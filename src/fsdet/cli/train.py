@@ -8,14 +8,17 @@ import argparse
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fsdet import config
-from fsdet.cli._arguments import existing, parse_with_overrides
+from fsdet.cli._arguments import existing, parse_with_overrides, processes
 from fsdet.cli._output import say
 from fsdet.cli.report import draw_curves
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
-from fsdet.peers import ALONE, Peers, processes
+
+if TYPE_CHECKING:
+    from fsdet.peers import Peers
 
 ROOT = Path("checkpoints")
 
@@ -56,9 +59,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _peers(settings: config.Config) -> AbstractContextManager[Peers]:
+def _peers(settings: config.Config) -> "AbstractContextManager[Peers]":
     """The processes that torchrun has started, or this one alone."""
     if processes(os.environ) == 1:
+        from fsdet.peers import ALONE
+
         return nullcontext(ALONE)
     from fsdet.engine import ranks
 
