@@ -62,6 +62,9 @@ def check_command(words: list[str], train) -> None:
     name = Path(words[0]).name
     if words[0].startswith("./"):
         assert (ROOT / words[0]).is_file(), words[0]
+    if name == "torchrun":  # starts what follows -m
+        assert words[1:3] == ["--standalone", "--nproc_per_node"] and words[4] == "-m"
+        words = words[5:]
     if words[0] == "fsdet" or words[1:3] == ["-m", "fsdet"]:
         args = parse_fsdet(words[1 if words[0] == "fsdet" else 3 :])
         check_config(getattr(args, "config", None), getattr(args, "overrides", []), None)
