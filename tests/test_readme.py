@@ -43,7 +43,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
     """Every command of a page's shell blocks as words; the parts of a pipe are commands of their own."""
     for block in blocks(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.removeprefix("NPROC=2 "), comments=True)
             cuts = [i for i, word in enumerate(words) if word == "|"]
             for start, stop in zip([0, *(i + 1 for i in cuts)], [*cuts, len(words)], strict=True):
                 if words[start:stop]:

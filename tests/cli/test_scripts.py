@@ -4,6 +4,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -408,3 +409,31 @@ def test_own_data_after_the_demo_get_a_stage_1_of_their_own(stage, world, capsys
         == 0
     )
     assert world.verbs()[0] == "train" and len(world.commands) == 2, "a checkpoint that is named is taken"
+
+
+def test_nproc_starts_training_under_torchrun_and_nothing_else(scripts, monkeypatch):
+    started, module = [], scripts[0]
+
+    class Running:
+        def __init__(self, command, **options):
+            started.append(command)
+
+        def send_signal(self, number):
+            started.append(number)
+
+        def wait(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 1
+
+    monkeypatch.setattr(module.subprocess, "Popen", Running)
+    monkeypatch.setattr(module, "alone", lambda words: started.append(words) or 0)
+    assert module.fsdet(["train", "c.yaml"]) == 0
+    monkeypatch.setenv("NPROC", "2")
+    before = signal.getsignal(signal.SIGTERM)
+    assert module.fsdet(["eval", "x"]) == 0 and module.fsdet(["train", "c.yaml"]) == 128 + signal.SIGTERM
+    assert started[:2] == [["train", "c.yaml"], ["eval", "x"]] and started[3] == signal.SIGTERM
+    assert started[2][-7:] == ["--standalone", "--nproc_per_node", "2", "-m", "fsdet", "train", "c.yaml"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setenv("NPROC", "two")
+    with pytest.raises(UserError, match="NPROC: expected a number of processes, got 'two'"):
+        module.fsdet(["train", "c.yaml"])
