@@ -11,6 +11,8 @@ the demo set.
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +25,37 @@ from fsdet import config as configs  # noqa: E402
 from fsdet import yaml_strict  # noqa: E402
 from fsdet.cli._arguments import split_overrides  # noqa: E402
 from fsdet.cli.main import Parser  # noqa: E402
-from fsdet.cli.main import main as fsdet  # noqa: E402
+from fsdet.cli.main import main as alone  # noqa: E402
 from fsdet.errors import FsdetError, UserError, explain  # noqa: E402
+
+
+def fsdet(words: Sequence[str]) -> int:
+    """`fsdet words...` in this process; `train` in NPROC processes under torchrun where the environment has NPROC.
+
+    Returns the exit code, of a signal that torchrun was handed 128 and its number.
+    """
+    count = os.environ.get("NPROC") or "1"
+    if not count.isdecimal() or count == "0":
+        raise UserError(explain("a number of processes", repr(count), "NPROC", "set NPROC=2, or unset it"))
+    if words[0] != "train" or count == "1":
+        return alone(words)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, "-m", "fsdet"]
+    path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+    running = subprocess.Popen([*command, *words], env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    handed: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        handed.append(number)
+        running.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = running.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + handed[0] if handed and code else code
+
 
 # flag: the key it sets to its value
 KEYS = {

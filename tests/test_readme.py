@@ -43,7 +43,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
     """Every command of a page's shell blocks as words; the parts of a pipe are commands of their own."""
     for block in blocks(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.removeprefix("NPROC=2 "), comments=True)
             cuts = [i for i, word in enumerate(words) if word == "|"]
             for start, stop in zip([0, *(i + 1 for i in cuts)], [*cuts, len(words)], strict=True):
                 if words[start:stop]:
@@ -64,6 +64,9 @@ def check_command(words: list[str], train) -> None:
     name = Path(words[0]).name
     if words[0].startswith("./"):
         assert (ROOT / words[0]).is_file(), words[0]
+    if name == "torchrun":  # starts what follows -m
+        assert words[1:3] == ["--standalone", "--nproc_per_node"] and words[4] == "-m"
+        words = words[5:]
     if words[0] == "fsdet" or words[1:3] == ["-m", "fsdet"]:
         args = parse_fsdet(words[1 if words[0] == "fsdet" else 3 :])
         check_config(getattr(args, "config", None), getattr(args, "overrides", []), None)

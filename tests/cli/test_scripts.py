@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -424,3 +425,31 @@ def test_the_next_command_is_that_of_this_run(stage, world, capsys):
     assert stage("1") == 0
     told = next(line for line in capsys.readouterr().out.splitlines() if "./train_stage_2.sh" in line)
     assert shlex.split(told) == ["./train_stage_2.sh"], "the demo's own needs no word more"
+
+
+def test_nproc_starts_training_under_torchrun_and_nothing_else(scripts, monkeypatch):
+    started, module = [], scripts[0]
+
+    class Running:
+        def __init__(self, command, **options):
+            started.append(command)
+
+        def send_signal(self, number):
+            started.append(number)
+
+        def wait(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 1
+
+    monkeypatch.setattr(module.subprocess, "Popen", Running)
+    monkeypatch.setattr(module, "alone", lambda words: started.append(words) or 0)
+    assert module.fsdet(["train", "c.yaml"]) == 0
+    monkeypatch.setenv("NPROC", "2")
+    before = signal.getsignal(signal.SIGTERM)
+    assert module.fsdet(["eval", "x"]) == 0 and module.fsdet(["train", "c.yaml"]) == 128 + signal.SIGTERM
+    assert started[:2] == [["train", "c.yaml"], ["eval", "x"]] and started[3] == signal.SIGTERM
+    assert started[2][-7:] == ["--standalone", "--nproc_per_node", "2", "-m", "fsdet", "train", "c.yaml"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setenv("NPROC", "two")
+    with pytest.raises(UserError, match="NPROC: expected a number of processes, got 'two'"):
+        module.fsdet(["train", "c.yaml"])
