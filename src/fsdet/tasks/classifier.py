@@ -227,6 +227,18 @@ def advice(data: DataSet) -> str:
     return "classes are uneven: classifier.loss=bce with classifier.pos_weight=auto, or classifier.alpha, weighs them"
 
 
+def inputs(config: Config) -> Sequence[tuple[int, int]]:
+    return [(config.episode.queries, config.data.image_size)]
+
+
+def look(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
+
+
+def practice(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images).float().square().sum()
+
+
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
     """Figures of a split, its confusion matrix (row predicted, column true), and both as pictures in `folder`."""
     judge = Judge(config, data, split)
