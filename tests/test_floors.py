@@ -29,6 +29,8 @@ DOORS = {
     "matplotlib": ("pictures", "evaluation/"),
     "tensorboard": ("engine/runlog.py",),
     "safetensors": ("bank.py", "models/", "detect/"),
+    "onnx": ("detect/",),
+    "onnxruntime": ("detect/",),
 }
 FORBIDDEN = set("eval exec os.system pickle.load pickle.loads yaml.load yaml.unsafe_load yaml.full_load".split())
 FORBIDDEN |= {"torch.nan_to_num", ".nan_to_num", "nan_to_num"}

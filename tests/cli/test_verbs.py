@@ -2,6 +2,7 @@
 """Verbs hand what they were told to the layer below, and print what it returns."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fsdet.data import sources, synthetic
 from fsdet.data.shots import ShotFile
 from fsdet.detect.scoring import Scoring
 from fsdet.evaluation import summary
-from fsdet.tasks import incident, inspect, protocol, use
+from fsdet.tasks import about, incident, inspect, protocol, use
 
 SIZES = {"train": 6, "val": 4, "test": 4, "support": 60}
 
@@ -94,7 +95,7 @@ def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoi
     monkeypatch.setattr(use, "predict", lambda checkpoint, **flags: f"{flags['conf']} of {flags['support']}")
     monkeypatch.setattr(inspect, "probe", lambda settings: f"probed {settings.run.seed}")
     monkeypatch.setattr(inspect, "check", lambda settings: f"checked {settings.run.seed}")
-    monkeypatch.setattr(inspect, "about_checkpoint", lambda path: f"about {path}")
+    monkeypatch.setattr(about, "about_checkpoint", lambda path, asked: f"about {path}, {asked.budget} M")
     monkeypatch.setattr(incident, "replay", lambda folder, run, settings: f"{folder} of seed {settings.run.seed}")
     Path("run/incidents/step_4").mkdir(parents=True)
     Path("run/incidents/step_4/batch.pt").write_bytes(b"")
@@ -108,7 +109,7 @@ def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoi
         (["probe", "c.yaml", "run.seed=6"], "probed 6"),
         (["probe", "--incident", "run/incidents/step_4"], "run/incidents/step_4 of seed 8"),
         (["check", "c.yaml"], "checked 4"),
-        (["info", checkpoint], "about best.pt"),
+        (["info", checkpoint], "about best.pt, 50 M"),
     ):
         assert main(argv) == 0 and capsys.readouterr().out == told + "\n"
 
@@ -119,8 +120,10 @@ def test_info_of_a_config_counts_parameters_for_its_classes_or_says_that_it_assu
     for overrides in ([f"data.path={demo}"], [f"data.path={demo}", "stage.name=finetune"], ["data.path=gone.yaml"]):
         assert main(["info", "c.yaml", *overrides]) == 0
         told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
-        parts = [float(line.split()[2]) for line in told[1:]]
-        assert parts[-1] == pytest.approx(sum(parts[:-1]), abs=0.02) and "of 50 M" in told[-1]
+        rows = [line for line in told[1:] if re.match(r"#   \w+ +[\d.]+ M", line)]
+        parts = [float(line.split()[2]) for line in rows]
+        assert parts[-1] == pytest.approx(sum(parts[:-1]), abs=0.02) and "of 50 M" in rows[-1]
+        assert "GFLOPs an image at 640 px" in told[len(parts) + 1] and "a training step of 16 images" in told[-2]
         counts.append(told[0])
     assert counts[0] == f"# yolov8n, 80 classes ({demo}), 640 px" and "96 classes" in counts[1]
     assert counts[2] == "# yolov8n, 80 classes (assumed: there is no 'gone.yaml'), 640 px"

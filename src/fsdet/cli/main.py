@@ -24,6 +24,7 @@ VERBS = {
     "register": "make a prototype bank from a support folder, without training",
     "bank": "list, merge or prune prototype banks",
     "predict": "detect in an image or a folder of images",
+    "export": "a detector as ONNX, TorchScript or torch.export, compared with PyTorch",
     "probe": "per-loss gradients of the first batch, or of an incident",
     "check": "configuration, data, one dry step, memory",
     "data": "make, check and convert data sets, draw shots",

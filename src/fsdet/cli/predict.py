@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Example: fsdet predict checkpoints/stage2/best.pt --support support/ --source photos/ --out predictions"""
+"""Examples: fsdet predict checkpoints/stage2/best.pt --support support/ --source photos/ --out predictions
+fsdet predict --onnx model.onnx photos/ --out predictions"""
 
 import argparse
 from pathlib import Path
@@ -8,17 +9,26 @@ from fsdet.cli._arguments import add_device, existing
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """CHECKPOINT (--support DIR | --bank BANK) --source S --out DIR"""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    """CHECKPOINT (--support DIR | --bank BANK) --source S --out DIR, or --onnx FILE S --out DIR"""
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="with --onnx and without "
+                        "--source it is the source")  # fmt: skip
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--support", type=Path, metavar="DIR", help="support/<class>/*.jpg: the classes to find")
     known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
-    parser.add_argument("--source", type=Path, required=True, metavar="IMAGE|DIR", help="no videos")
+    parser.add_argument("--source", type=Path, metavar="IMAGE|DIR", help="no videos")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="another folder than the source's")
     parser.add_argument("--conf", type=_share, metavar="P", help="least score of every class (default: what each "
                         "registered class proposed, .25 for the others)")  # fmt: skip
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="a file of fsdet export, run on the CPU")
     add_device(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.onnx and args.source is None:
+        args.checkpoint, args.source = None, args.checkpoint
+    if args.source is None or (args.checkpoint is None and not args.onnx):
+        parser.error("expected CHECKPOINT and --source, or --onnx FILE and a source")
+    if args.onnx and args.support:
+        parser.error("expected --bank, or classes frozen into the file, beside --onnx")
+    return args
 
 
 def _share(text: str) -> float:
@@ -33,7 +43,8 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Draw detections into --out; prints the summary."""
-    existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
+    if args.checkpoint is not None:
+        existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     existing(args.source, "an image or a folder of images", "check --source")
     for path in (args.support, args.bank):
         if path is not None:
@@ -48,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         conf=args.conf,
         device=args.device,
+        onnx=args.onnx,
     )
     print(summary)
     return 0

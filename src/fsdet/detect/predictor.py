@@ -50,6 +50,11 @@ class Predictor:
         return (*self.classes, *(n for n in self._bank.names if n not in self.classes))
 
     @property
+    def registered(self) -> tuple[str, ...]:
+        """Names of the registered classes."""
+        return self._bank.names
+
+    @property
     def bank(self) -> PrototypeBank:
         """The registered classes, each with the threshold that its support images propose."""
         if self._pending:
@@ -141,6 +146,10 @@ class Predictor:
             for name, proposed in zip(self.bank.names, self.bank.thresholds, strict=True):
                 limit[self.names.index(name)] = USUAL if proposed is None else proposed
         return limit
+
+    def frozen(self) -> tuple[Vocabulary, torch.Tensor]:
+        """What it looks for, and [labels] the least score of each class: all that a file needs beside the network."""
+        return self._vocabulary(), self._limits(None)
 
     @torch.inference_mode()
     def predict(self, image: np.ndarray | str | Path, threshold: float | None = None,

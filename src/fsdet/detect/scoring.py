@@ -158,7 +158,7 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
     """
     own = dense.standard[..., list(words.standard)]
     rows = []
-    if words.prototypes is not None and len(words.prototypes):
+    if words.prototypes is not None and words.prototypes.shape[0]:  # not len(): an exported graph keeps it open
         rows.append(words.prototypes)
     if words.proxies:
         rows.append(unit(model.head.proxies[list(words.proxies)]))

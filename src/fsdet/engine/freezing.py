@@ -36,7 +36,7 @@ class Freezer:
         self.frozen = wanted
         for group, members in self.groups.items():
             for name, parameter in members:
-                frozen = group in wanted or _matches(name, wanted)
+                frozen = is_frozen(group, name, wanted)
                 parameter.requires_grad_(id(parameter) in self.trainable and not frozen)
                 if frozen:
                     parameter.grad = None
@@ -66,6 +66,11 @@ class Freezer:
                         f"groups are {', '.join(self.groups)}",
                     )
                 )
+
+
+def is_frozen(group: str, name: str, wanted: Sequence[str]) -> bool:
+    """Whether parameter `name` of a task group is among the groups and prefixes that are frozen."""
+    return group in wanted or _matches(name, wanted)
 
 
 def _matches(name: str, prefixes: Sequence[str]) -> bool:

@@ -83,6 +83,17 @@ class DualDetector(nn.Module):
         """Every parameter once: backbone, neck, head, support."""
         return {name: list(_named(getattr(self, name), name)) for name in ("backbone", "neck", "head", "support")}
 
+    def parts(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
+        """The same parameters by what they are for: backbone, neck, and the head as box branch, shared tower, standard
+        and prototype branch; contrast is CPE's projection, which only training uses."""
+        head = {"box": ("box",), "tower": ("tower",), "standard": ("standard",),
+                "prototype": ("embed", "proxies", "log_scale", "bias")}  # fmt: skip
+        groups = self.groups()
+        of_head = {
+            part: [(n, p) for n, p in groups["head"] if n.split(".")[1] in names] for part, names in head.items()
+        }
+        return {"backbone": groups["backbone"], "neck": groups["neck"], **of_head, "contrast": groups["support"]}
+
 
 def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
     yield from ((f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters())

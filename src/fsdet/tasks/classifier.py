@@ -16,16 +16,16 @@ from fsdet.data.check import check
 from fsdet.data.collate import to_tensor
 from fsdet.data.folders import load_folders, refuse_untaught
 from fsdet.data.sources import DataSet
-from fsdet.data.transforms import augment, letterbox
-from fsdet.errors import ConfigError, DataError, did_you_mean, explain
-from fsdet.evaluation.classification import figures
+from fsdet.data.transforms import augment
+from fsdet.errors import DataError, explain
 from fsdet.losses.bce import bce_loss
 from fsdet.losses.focal import focal_loss
 from fsdet.models.classifier import ImageClassifier
 from fsdet.peers import Peers
-from fsdet.pictures import Picture, episode_sheet, plot_confusion
+from fsdet.pictures import plot_confusion
 from fsdet.tasks import initial
-from fsdet.tasks.supply import Supply, chunks, judged_split, spread, validation_store
+from fsdet.tasks.classified import Judge, positive_of
+from fsdet.tasks.supply import Supply, judged_split
 from fsdet.types import LossReport
 
 LISTED = 20  # errors of the data in a message
@@ -131,57 +131,6 @@ class ClassifierTask:
                 "data": str(self.config.data.path)}  # fmt: skip
 
 
-class Judge:
-    """A split, and how well a classifier does on it; no randomness, no augmentation."""
-
-    def __init__(self, config: Config, data: DataSet, split: str) -> None:
-        self.names, self.size = data.names, config.data.image_size
-        self.positive = positive_of(config, data.names)
-        self.store = validation_store(data.split(split), self.size)
-        self.true = np.array([int(r.labels[0]) for r in self.store.records])
-        self.filled = False
-
-    @torch.inference_mode()
-    def scores(self, model: ImageClassifier, indices: Sequence[int] | None = None) -> np.ndarray:
-        """[n, C] in [0, 1] of the split's images, or of some of them; of two classes they add up to 1."""
-        self.filled = self.filled or self.store.fill() > 0
-        wanted = list(range(len(self.true))) if indices is None else list(indices)
-        rows = []
-        for part in chunks(len(wanted)):
-            images = [letterbox(self.store.sample(wanted[i]).image, self.size)[0] for i in part]
-            rows.append(model(to_tensor(images, self.size).to(model.mean.device)).float().sigmoid().cpu().numpy())
-        found = np.concatenate(rows).astype(np.float64)
-        if len(self.names) > 2:
-            return found
-        both = np.concatenate([1 - found, found], 1)
-        return both if self.positive == 1 else both[:, ::-1]
-
-    def figures(self, model: ImageClassifier) -> tuple[Mapping[str, float], np.ndarray]:
-        return figures(self.scores(model), self.true, self.positive)
-
-    def sheet(self, model: ImageClassifier, path: Path, title: str) -> Path:
-        """Fixed images, each with the class that it is taken for, its score, and the true one where that differs."""
-        chosen = spread(len(self.true))
-        pictures = []
-        for i, row in zip(chosen, self.scores(model, chosen), strict=True):
-            said, true = int(row.argmax()), int(self.true[i])
-            text = f"{self.names[said]} {row[said]:.2f}" + ("" if said == true else f", is {self.names[true]}")
-            pictures.append(Picture(self.store.sample(i).image, title=text))
-        return episode_sheet([], pictures, path, title=title)
-
-
-def positive_of(config: Config, names: Sequence[str]) -> int:
-    """Index of the class that counts as found. Raises ConfigError for a name that no class has."""
-    name = config.classifier.positive
-    if name is None:
-        return min(1, len(names) - 1)
-    if name not in names:
-        got = f"{name!r}.{did_you_mean(name, names)}"
-        known = f"one of the classes {', '.join(names[:12])}"
-        raise ConfigError(explain(known, got, "classifier.positive", "correct the name"))
-    return list(names).index(name)
-
-
 def spec_of(config: Config, classes: int) -> dict[str, Any]:
     c = config.classifier
     return {"backbone": c.backbone, "width": c.width, "head": c.head, "dropout": c.dropout,
@@ -237,6 +186,18 @@ def advice(data: DataSet) -> str:
     if counts.min() * UNEVEN > counts.max():
         return ""
     return "classes are uneven: classifier.loss=bce with classifier.pos_weight=auto, or classifier.alpha, weighs them"
+
+
+def inputs(config: Config) -> Sequence[tuple[int, int]]:
+    return [(config.episode.queries, config.data.image_size)]
+
+
+def look(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
+
+
+def practice(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images).float().square().sum()
 
 
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:

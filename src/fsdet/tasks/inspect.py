@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Looking before training: `fsdet probe`, `fsdet check`, `fsdet info`."""
+"""Looking before training: `fsdet probe`, `fsdet check`."""
 
 import resource
 import time
-from pathlib import Path
 
 import torch
-from torch import nn
 
 from fsdet.config import Config
 from fsdet.data.check import check as check_data
-from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine import probe as gradient_probe
 from fsdet.engine.freezing import Freezer
 from fsdet.engine.optimizer import choose_device
 from fsdet.tasks import build_task, kind_of, read_data
-from fsdet.tasks.loading import rebuilt, spec_of
-
-BUDGET = 50e6  # parameters
 
 
 def probe(config: Config) -> str:
@@ -58,28 +52,3 @@ def check(config: Config) -> str:
     lines.append(f"{task.batches_per_epoch} steps an epoch")
     lines.append(kind_of(config.task, "task").advice(data))
     return "\n".join(line for line in lines if line)
-
-
-def about_checkpoint(path: Path) -> str:
-    """What a checkpoint holds: task, classes, parameters per part and share of the budget."""
-    content = checkpoints.load(path)
-    spec = spec_of(path, content)
-    kind = kind_of(spec["task"], str(path))
-    trained = rebuilt(path, content, kind.network(spec["model"], str(path)), torch.device("cpu"))
-    head = f"{path}: {kind.told(spec)}, {spec['image_size']} px, {trained.sha256[:12]}"
-    return "\n".join([head, *_parameters(trained.model)])
-
-
-def about_config(config: Config) -> str:
-    """What a configuration would build, for the classes of its data where they are on disk."""
-    kind = kind_of(config.task, "task")
-    spec, classes = kind.planned(config)
-    head = f"{classes}, {config.data.image_size} px"
-    return "\n".join([head, *_parameters(kind.network(spec, "the configuration"))])
-
-
-def _parameters(model: nn.Module) -> list[str]:
-    counts = {name: sum(p.numel() for _, p in members) for name, members in model.groups().items()}
-    total = sum(counts.values())
-    rows = [f"  {name:<10}{n / 1e6:>8.2f} M" for name, n in counts.items()]
-    return [*rows, f"  {'total':<10}{total / 1e6:>8.2f} M, {total / BUDGET:.0%} of {BUDGET / 1e6:.0f} M"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from fsdet.config import Config
 from fsdet.data.sources import DataSet
@@ -65,6 +65,18 @@ class Kind(Protocol):
 
     def advice(self, data: DataSet) -> str:
         """What `fsdet check` adds about settings for these data; may be empty."""
+        ...
+
+    def inputs(self, config: Config) -> Sequence[tuple[int, int]]:
+        """(number, side in px) of the images that a training step looks at; the queries first."""
+        ...
+
+    def look(self, model: nn.Module, images: Tensor) -> Any:
+        """What is computed to judge or use the model: [B, 3, H, W] RGB in [0, 1]."""
+        ...
+
+    def practice(self, model: nn.Module, images: Tensor) -> Tensor:
+        """A scalar at the end of a training pass over images whose labels are made up."""
         ...
 
     def judge(self, model: nn.Module, config: Config, data: DataSet, split: str,

@@ -217,6 +217,24 @@ def advice(data: DataSet) -> str:
     return f"{count} training images: {name} has safe settings for a fine-tuning on so many"
 
 
+def inputs(config: Config) -> Sequence[tuple[int, int]]:
+    return [(config.episode.queries, config.data.image_size)]
+
+
+def look(model: nn.Module, images: Tensor) -> Any:
+    return model.detect(list(images), [tuple(image.shape[1:]) for image in images])
+
+
+def practice(model: nn.Module, images: Tensor) -> Tensor:
+    """One object in the middle of each image."""
+    height, width = images.shape[2:]
+    box = torch.tensor([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]])
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 1
+    target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64), "masks": mask}
+    return sum(model.losses(list(images), [target] * len(images))[0].values())
+
+
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
     """AP of boxes and masks on a split, and a sheet of its images in `folder`."""
     judge = Judge(config, data, split)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from fsdet.config import Config
 from fsdet.data import sources
@@ -74,6 +75,26 @@ def told(spec: Mapping[str, Any]) -> str:
 
 def advice(data: DataSet) -> str:
     return ""
+
+
+def inputs(config: Config) -> Sequence[tuple[int, int]]:
+    """The queries, and in episodes the windows of their supports."""
+    episode, queries = config.episode, [(config.episode.queries, config.data.image_size)]
+    if config.stage.name != "episodic":
+        return queries
+    shots = episode.shots if isinstance(episode.shots, int) else max(episode.shots)
+    return [*queries, (episode.ways * shots, config.data.support_size)]
+
+
+def look(model: nn.Module, images: Tensor) -> Any:
+    return model.dense(images)
+
+
+def practice(model: nn.Module, images: Tensor) -> Tensor:
+    dense = model.dense(images)
+    compared = model.head.prototype_logits(dense.embeddings, dense.embeddings[0, :0])
+    ends = (dense.box_logits.float().log_softmax(-1), softplus(dense.standard), softplus(compared))
+    return sum(end.sum() for end in ends)
 
 
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:

@@ -12,9 +12,11 @@ from fsdet.bank import PrototypeBank
 from fsdet.data import sources
 from fsdet.data.images import is_image, read_rgb
 from fsdet.detect.predictor import Predictor
-from fsdet.errors import DataError, UserError, explain
+from fsdet.detect.runtime import PortablePredictor, open_onnx
+from fsdet.errors import CheckpointError, DataError, UserError, explain
 from fsdet.evaluation.summary import write_json
 from fsdet.files import is_json_with, refuse_foreign
+from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
 from fsdet.tasks.loading import load_trained
@@ -60,22 +62,26 @@ def _register_folder(predictor: Predictor, support: Path) -> None:
         log.warning("%s", line)
 
 
-def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
-            conf: float | None = None, device: str = "cpu") -> str:  # fmt: skip
+def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
+            conf: float | None = None, device: str = "cpu", onnx: Path | None = None) -> str:  # fmt: skip
     """Annotated copies of an image or a folder's images in `out`, and predictions.json; returns a summary.
 
     conf: least score of every class; None takes each registered class's own threshold, and .25 for the others.
+    onnx: run this file of fsdet export instead; a checkpoint beside it must be what it was made of.
 
     Raises:
         DataError: nothing to look at, a video, or an unreadable image. UserError: `out` is no folder, or the source's.
     """
     paths = image_paths(source)
     drawings = _drawings(paths, out)
-    predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device)
+    if onnx:
+        predictor = portable_predictor(onnx, bank, checkpoint)
+    else:
+        predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device)
     if support:
         _register_folder(predictor, support)
     out.mkdir(parents=True, exist_ok=True)
-    rows, count, unread = [], Counter(dict.fromkeys(predictor.bank.names, 0)), []
+    rows, count, unread = [], Counter(dict.fromkeys(predictor.registered, 0)), []
     for path, drawing in track(list(zip(paths, drawings, strict=True)), "predict"):
         try:
             image = read_rgb(path)
@@ -89,10 +95,25 @@ def predict(checkpoint: Path, *, source: Path, out: Path, support: Path | None =
         count.update(predictor.names[i] for i in found.labels.tolist())
         save_jpeg(drawing, query_drawing(image, found, predictor.names))
     write_json(out / "predictions.json", {"names": list(predictor.names), "predictions": rows})
-    others = Counter({name: n for name, n in count.items() if name not in predictor.bank.names}).most_common(12)
-    seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.bank.names), *others]]
+    others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
+    seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
     lines = [f"{len(paths) - len(unread)} images, {len(rows)} detections ({', '.join(seen) or 'none'}) -> {out}"]
     return "\n".join([*lines, *(f"left out: {text}" for text in unread)])
+
+
+def portable_predictor(onnx: Path, bank: Path | None = None, checkpoint: Path | None = None) -> PortablePredictor:
+    """The predictor of an ONNX file, with a bank where prototypes are its input.
+
+    Raises:
+        CheckpointError: not such a file, or, where a checkpoint is named too, one of other weights.
+    """
+    predictor = PortablePredictor(open_onnx(onnx), PrototypeBank.load(bank) if bank else None, str(onnx))
+    theirs = model_sha256(load_trained(checkpoint).model) if checkpoint else predictor.card.model_sha256
+    if theirs != predictor.card.model_sha256:
+        raise CheckpointError(explain(f"an export of {checkpoint} ({theirs[:12]})",
+                                      f"one of other weights ({predictor.card.model_sha256[:12]})", str(onnx),
+                                      "export it again, or leave the checkpoint out"))  # fmt: skip
+    return predictor
 
 
 def query_drawing(image: np.ndarray, found: Detections, names: Sequence[str]) -> np.ndarray:
