@@ -120,3 +120,27 @@ def test_a_proposal_replaces_that_of_its_class_alone():
 def test_what_belongs_to_no_shot_or_class_is_refused(wrong):
     with pytest.raises(ShapeError, match="threshold in"):
         replace(full(), **wrong)
+
+
+def test_a_class_takes_another_name_that_nobody_has():
+    renamed = bank().rename("cup", "mug")
+    assert renamed.names == ("mug", "ключ") and torch.equal(renamed.instances[0], bank().instances[0])
+    with pytest.raises(UserError, match="a name that no class has, got 'ключ'"):
+        bank().rename("cup", "ключ")
+    with pytest.raises(UserError, match="Did you mean 'cup'"):
+        bank().rename("cups", "mug")
+
+
+def test_single_shots_are_dropped_with_what_is_beside_them():
+    """The others keep their order; negatives follow their own shot, however those are numbered then."""
+    beside, owner = rows(6, 7), torch.tensor([0, 4, 1, 3, 3, 2])
+    whole = replace(bank(), negatives=(rows(1, 0)[:0], beside), negative_shots=(owner[:0], owner),
+                    thresholds=(None, 0.4), calibrated=("", "5 shots"))  # fmt: skip
+    left = whole.drop("ключ", [1, 3, 1])
+    assert torch.equal(left.instances[1], rows(5, 1)[[0, 2, 4]])
+    assert torch.equal(left.negatives[1], beside[[0, 1, 5]]) and left.negative_shots[1].tolist() == [0, 2, 1]
+    assert left.thresholds == (None, 0.4) and left.calibrated[1] == "5 shots; before shots were dropped"
+    assert torch.equal(left.instances[0], bank().instances[0]) and len(whole.instances[1]) == 5
+    for shots, told in (([5], "shots 1 to 5 of 'ключ', got 6"), ([-1], "got 0"), (range(5), "fewer than all 5 shots")):
+        with pytest.raises(UserError, match=told):
+            whole.drop("ключ", shots)

@@ -3,7 +3,7 @@
 in their images, in one safetensors file with the model's hash."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,10 +90,45 @@ class PrototypeBank:
 
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
+        self._know(name)
+        return self._of({n: row for n, row in zip(self.names, self._rows(), strict=True) if n != name})
+
+    def rename(self, name: str, new: str) -> "PrototypeBank":
+        """Class `name` under the name `new`, in its place. Raises UserError without such a class, or with that name."""
+        self._know(name)
+        if new in self.names:
+            raise UserError(explain("a name that no class has", repr(new), "bank", "merge two banks to join classes"))
+        return replace(self, names=tuple(new if n == name else n for n in self.names))
+
+    def drop(self, name: str, shots: Sequence[int]) -> "PrototypeBank":
+        """The bank without some shots (from 0) of class `name`, and without what is beside them in their images.
+
+        The threshold stays as it was and says so: it was read from all shots.
+        Raises:
+            UserError: no such class or shot, or none would be left.
+        """
+        self._know(name)
+        rows = dict(zip(self.names, self._rows(), strict=True))
+        instances, negatives, owners, threshold, how = rows[name]
+        count, gone = len(instances), sorted(set(shots))
+        if wrong := [k + 1 for k in gone if not 0 <= k < count]:
+            raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), "bank",
+                                    "name shots of that class"))  # fmt: skip
+        if len(gone) == count:
+            raise UserError(explain(f"fewer than all {count} shots of '{name}'", "all of them", "bank",
+                                    "remove the class"))  # fmt: skip
+        kept = [k for k in range(count) if k not in gone]
+        stays = torch.isin(owners, torch.tensor(kept))
+        place = torch.full((count,), -1)
+        place[kept] = torch.arange(len(kept))
+        told = f"{how}; before shots were dropped" if how and "dropped" not in how else how
+        rows[name] = (instances[kept], negatives[stays], place[owners[stays]], threshold, told)
+        return self._of(rows)
+
+    def _know(self, name: str) -> None:
         if name not in self.names:
             raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), "bank",
                                     f"name a registered class.{did_you_mean(name, self.names)}"))  # fmt: skip
-        return self._of({n: row for n, row in zip(self.names, self._rows(), strict=True) if n != name})
 
     def proposed(self, thresholds: Mapping[str, tuple[float, str]]) -> "PrototypeBank":
         """The bank with {name: (threshold, what it was read from)} in place of what it had for those classes."""

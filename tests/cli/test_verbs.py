@@ -225,3 +225,28 @@ def test_eval_takes_a_shot_file_as_its_one_draw(checkpoint, monkeypatch, capsys)
         assert "it is one draw" in capsys.readouterr().err
     assert not seen and main(["eval", checkpoint, "--shot-file", "s.json", "--shots", "5"]) == 0
     assert seen["shot_file"] == Path("s.json") and seen["shots"] == [5] and seen["seeds"] is None
+
+
+def test_bank_renames_drops_and_tells_outliers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    alike = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1 * k, 0, 0] for k in range(4)]), dim=-1)
+    far = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
+    PrototypeBank(("my cup", "fork"), (torch.cat((alike[:2], far, alike[2:])), alike[:2]), "ab" * 32).save(
+        Path("a.bank")
+    )
+    assert main(["bank", "outliers", "a.bank"]) == 0
+    told = capsys.readouterr().out
+    assert "my cup: shot 3 is far from the others" in told and "fewer than three shots tell nothing: fork" in told
+    assert "bank drop a.bank 'my cup' 3" in told
+    assert (
+        main(["bank", "drop", "a.bank", "my cup", "3"]) == 0
+        and main(["bank", "rename", "a.bank", "fork", "spoon"]) == 0
+    )
+    left = PrototypeBank.load(Path("a.bank"))
+    assert left.names == ("my cup", "spoon") and torch.equal(left.instances[0], alike)
+    capsys.readouterr()
+    assert main(["bank", "outliers", "a.bank"]) == 0 and "no shot is far" in capsys.readouterr().out
+    before = Path("a.bank").read_bytes()
+    assert main(["bank", "drop", "a.bank", "my cup", "9"]) == 2 and "shots 1 to 4" in capsys.readouterr().err
+    assert main(["bank", "drop", "a.bank", "my cup", "1", "--out", "b.bank"]) == 0
+    assert Path("a.bank").read_bytes() == before and len(PrototypeBank.load(Path("b.bank")).instances[0]) == 3

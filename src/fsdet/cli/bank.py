@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet bank list my.bank
 fsdet bank merge a.bank b.bank --out both.bank
-fsdet bank remove my.bank cup fork"""
+fsdet bank remove my.bank cup fork
+fsdet bank rename my.bank cup mug
+fsdet bank drop my.bank mug 2 5
+fsdet bank outliers my.bank"""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsdet.command import typed
+
+if TYPE_CHECKING:
+    from fsdet.bank import PrototypeBank
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """list BANK | merge BANK BANK... --out BANK | remove BANK CLASS... [--out BANK]"""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|merge|remove")
+    """list BANK | merge BANK BANK... --out BANK | remove BANK CLASS... | rename BANK CLASS NEW
+    | drop BANK CLASS SHOT... | outliers BANK; remove, rename and drop take --out BANK"""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|merge|remove|rename|drop|outliers")
     listing = actions.add_parser("list", help="classes, their instances and thresholds")
     listing.add_argument("bank", type=Path, metavar="BANK")
     merge = actions.add_parser("merge", help="classes of several banks; instances of a shared class are kept together")
@@ -18,7 +28,18 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     remove = actions.add_parser("remove", help="take classes out")
     remove.add_argument("bank", type=Path, metavar="BANK")
     remove.add_argument("names", nargs="+", metavar="CLASS")
-    remove.add_argument("--out", type=Path, metavar="BANK", help="default: the same file")
+    rename = actions.add_parser("rename", help="give a class another name")
+    rename.add_argument("bank", type=Path, metavar="BANK")
+    rename.add_argument("name", metavar="CLASS")
+    rename.add_argument("new", metavar="NEW")
+    drop = actions.add_parser("drop", help="take single shots of a class out")
+    drop.add_argument("bank", type=Path, metavar="BANK")
+    drop.add_argument("name", metavar="CLASS")
+    drop.add_argument("shots", nargs="+", type=int, metavar="SHOT", help="numbers from 1, as outliers tells them")
+    for changing in (remove, rename, drop):
+        changing.add_argument("--out", type=Path, metavar="BANK", help="default: the same file")
+    outliers = actions.add_parser("outliers", help="shots that are far from the others of their class")
+    outliers.add_argument("bank", type=Path, metavar="BANK")
     return parser.parse_args(argv)
 
 
@@ -36,11 +57,41 @@ def run(args: argparse.Namespace) -> int:
         path = bank.save(args.out)
     else:
         path, bank = args.bank, PrototypeBank.load(args.bank)
-        if args.action == "remove":
-            for name in args.names:
-                bank = bank.remove(name)
+        if args.action == "outliers":
+            return _tell_outliers(path, bank)
+        if args.action != "list":
+            bank = _changed(bank, args)
             path = bank.save(args.out or args.bank)
     print(f"{path}: {len(bank.names)} classes, weights {bank.model_sha256[:12]}")
     for line in bank.describe():
         print(f"  {line}")
+    return 0
+
+
+def _changed(bank: "PrototypeBank", args: argparse.Namespace) -> "PrototypeBank":
+    """The bank after remove, rename or drop."""
+    if args.action == "rename":
+        return bank.rename(args.name, args.new)
+    if args.action == "drop":
+        return bank.drop(args.name, [shot - 1 for shot in args.shots])
+    for name in args.names:
+        bank = bank.remove(name)
+    return bank
+
+
+def _tell_outliers(path: Path, bank: "PrototypeBank") -> int:
+    """A line for each shot that is far from the others of its class, and how to drop it."""
+    from fsdet.detect.calibration import outliers
+
+    found = [(name, row) for name, rows in zip(bank.names, bank.instances, strict=True) for row in outliers(rows)]
+    for name, (shot, likeness, usual) in found:
+        print(
+            f"{name}: shot {shot + 1} is far from the others: cosine {likeness:.2f} to their mean, {usual:.2f} is usual"
+        )
+        print(f"  next, if it is not meant: {typed('fsdet bank drop {} {} {}', path, name, shot + 1)}")
+    few = [name for name, rows in zip(bank.names, bank.instances, strict=True) if len(rows) < 3]
+    if few:
+        print(f"fewer than three shots tell nothing: {', '.join(few)}")
+    if not found:
+        print(f"{path}: no shot is far from the others of its class")
     return 0
