@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import fsdet
 from fsdet import config, yaml_strict
 from fsdet.cli._arguments import split_overrides
 from fsdet.cli.main import VERBS, Parser
@@ -196,7 +197,9 @@ def test_example_data_yamls_hold_known_keys(page):
 def test_example_python_parses_and_imports_names_that_exist():
     for block in blocks(TEXT["README.md"], "python"):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("fsdet"):
+            if isinstance(node, ast.ImportFrom) and node.module == "fsdet":
+                assert all(hasattr(fsdet, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("fsdet"):
                 source = (ROOT / "src" / f"{node.module.replace('.', '/')}.py").read_text(encoding="utf-8")
                 top = {getattr(n, "name", "") for n in ast.parse(source).body}
                 top |= {a.name for n in ast.parse(source).body if isinstance(n, ast.ImportFrom) for a in n.names}

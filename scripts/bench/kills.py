@@ -197,7 +197,7 @@ def faults(count: int, rng: random.Random) -> bool:
     kinds = ", ".join(f"{done.count(kind)} {kind}" for kind in sorted(set(done)))
     states = f"{len(unsound) + bool(live)} states with a NaN"
     print(f"faults   {len(done)} ({kinds}) in {result.steps} steps: {states}; val AUC "
-          f"{found:.3f}, five clean runs {mean:.3f} with a standard deviation of {spread:.3f}")  # fmt: skip
+          f"{found:.4f}, five clean runs {mean:.4f} with a standard deviation of {spread:.4f}")  # fmt: skip
     return not unsound and not live and found >= mean - 2 * spread
 
 

@@ -23,3 +23,12 @@ SWITCHES = {
 }
 for _name, _value in SWITCHES.items():
     os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> object:
+    """`fsdet.Predictor`, whose import takes torch along."""
+    if name != "Predictor":
+        raise AttributeError(f"module 'fsdet' has no attribute '{name}'")
+    from fsdet.tasks.api import Predictor
+
+    return Predictor

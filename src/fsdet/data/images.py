@@ -85,6 +85,28 @@ def read_rgb(path: str | Path) -> np.ndarray:
         return np.array(pixels, np.uint8)
 
 
+def as_rgb(pixels: np.ndarray, order: str = "rgb") -> np.ndarray:
+    """uint8 [H, W, 3] RGB of an array: grey, 16-bit (high byte) and transparent ones (on white) as read_rgb has them.
+
+    Args:
+        pixels: uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. order: "rgb" or "bgr".
+    Raises:
+        DataError: another shape or kind of number, no pixel, or more than MAX_PIXELS.
+    """
+    shape, kind = pixels.shape, pixels.dtype
+    fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if not fits or kind not in (np.uint8, np.uint16) or not 0 < shape[0] * shape[1] <= MAX_PIXELS:
+        raise DataError(explain("uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]", f"{kind} {list(shape)}",
+                                "image array", "convert it; values in 0..1 times 255, as uint8"))  # fmt: skip
+    image = (pixels >> 8).astype(np.uint8) if kind == np.uint16 else pixels
+    image = image[..., None] if image.ndim == 2 else image
+    alpha, image = (image[..., 3:].astype(np.float32) / 255, image[..., :3]) if image.shape[2] == 4 else (None, image)
+    image = np.repeat(image, 3, 2) if image.shape[2] == 1 else image[..., ::-1] if order == "bgr" else image
+    if alpha is not None:
+        image = (image * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    return np.ascontiguousarray(image)
+
+
 def _open(path: str | Path) -> Image.Image:
     """The file with its header read and its size judged; the pixels are still on disk."""
     try:

@@ -69,11 +69,14 @@ class Predictor:
         Raises:
             DataError: there is none, or an image cannot be read.
         """
+        self.add(name, [(str(r.path), read_rgb(r.path), r.boxes[~r.crowd]) for r in records])
+
+    def add(self, name: str, images: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
+        """`register` of (what the image is called, uint8 [H, W, 3] RGB, boxes [m, 4] xyxy px): each box is a shot."""
         found = []
-        for record in records:
-            image, factor = resize_long(read_rgb(record.path), self.image_size)
-            keep = ~record.crowd
-            found.append(Sample(image, record.boxes[keep] * np.float32(factor), record.labels[keep]))
+        for _, pixels, boxes in images:
+            image, factor = resize_long(pixels, self.image_size)
+            found.append(Sample(image, boxes * np.float32(factor), np.zeros(len(boxes), np.int64)))
         instances = [(sample, i) for sample in found for i in range(len(sample.boxes))]
         if not instances:
             raise DataError(explain(f"an instance of '{name}'", "none that is not a crowd", "register",
@@ -82,7 +85,7 @@ class Predictor:
         negatives, shots = self._beside(found, rows)
         one = PrototypeBank((name,), (rows.cpu(),), self._bank.model_sha256, (negatives,), (shots,))
         self._bank = self._bank.merge(one)
-        self._album.add(name, [record.path for record in records], found)
+        self._album.add(name, [where for where, _, _ in images], found)
         self._pending = True
 
     @torch.inference_mode()
@@ -189,9 +192,9 @@ class Album:
         self.samples: dict[str, Sample] = {}
         self.shots: dict[str, list[Place]] = {}
 
-    def add(self, name: str, paths: Sequence[Path], samples: Sequence[Sample]) -> None:
+    def add(self, name: str, images: Sequence[str], samples: Sequence[Sample]) -> None:
         """The images of one class's shots; the same image may come again with boxes of another class."""
-        for path, sample in zip(map(str, paths), samples, strict=True):
+        for path, sample in zip(images, samples, strict=True):
             old = self.samples.get(path)
             start = 0 if old is None else len(old.boxes)
             if old is not None:

@@ -91,7 +91,7 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
             unread.append(str(error))
             continue
         found = predictor.predict(image, threshold=conf)
-        rows += _coco_rows(found, path.name)
+        rows += coco_rows(found, path.name)
         count.update(predictor.names[i] for i in found.labels.tolist())
         save_jpeg(drawing, query_drawing(image, found, predictor.names))
     write_json(out / "predictions.json", {"names": list(predictor.names), "predictions": rows})
@@ -163,7 +163,8 @@ def _drawings(paths: Sequence[Path], out: Path) -> list[Path]:
     return drawings
 
 
-def _coco_rows(found: Detections, name: str) -> Sequence[dict]:
+def coco_rows(found: Detections, name: str | int) -> list[dict]:
+    """COCO results of an image: bbox xywh px, category_id the label, and the branch."""
     boxes = found.boxes.clone()
     boxes[:, 2:] -= boxes[:, :2]
     columns = zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.branch.tolist(), strict=True)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`from fsdet import Predictor`: a checkpoint in somebody's own program. Register a few pictures, find it in others.
+
+from fsdet import Predictor
+detector = Predictor("checkpoints/stage2/best.pt")
+detector.register("mug", ["one.jpg", "two.jpg"])
+found = detector.predict("photo.jpg")
+found.plot("found.jpg")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fsdet.bank import PrototypeBank
+from fsdet.data.images import as_rgb, read_rgb
+from fsdet.detect.postprocess import NMS_IOU
+from fsdet.errors import DataError, UserError, did_you_mean, explain
+from fsdet.pictures import save_jpeg
+from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing
+from fsdet.types import Detections
+
+Picture = str | Path | np.ndarray
+BOTH = "dual"
+
+
+@dataclass(frozen=True, eq=False)
+class Found(Detections):
+    """Detections of one image, best first, with what it takes to tell of them.
+
+    names: by label. pixels: uint8 [H, W, 3] RGB, the image. source: its path, or "array".
+    """
+
+    names: tuple[str, ...]
+    pixels: np.ndarray
+    source: str
+
+    def to_coco(self, image: str | int | None = None) -> list[dict]:
+        """COCO results: image (its path by default), bbox xywh px, score, category_id, which is the label, branch."""
+        return coco_rows(self, self.source if image is None else image)
+
+    def to_yolo(self) -> str:
+        """A line a detection: label, centre x, centre y, width, height as shares of the image, score."""
+        h, w = self.pixels.shape[:2]
+        size = torch.tensor([w, h, w, h], dtype=torch.float64)
+        low, high = (self.boxes.double().cpu() / size).split(2, -1)
+        rows = torch.cat(((low + high) / 2, high - low), -1).tolist()
+        columns = zip(self.labels.tolist(), rows, self.scores.tolist(), strict=True)
+        return "".join(f"{label} {' '.join(f'{v:.6f}' for v in row)} {score:.5f}\n" for label, row, score in columns)
+
+    def plot(self, path: str | Path | None = None) -> np.ndarray:
+        """uint8 RGB copy of the image with boxes, classes, scores and branches; also written to `path` as JPEG."""
+        drawn = query_drawing(self.pixels, self, self.names)
+        if path is not None:
+            save_jpeg(path, drawn)
+        return drawn
+
+
+class Predictor:
+    """A trained detector that learns new classes from a few pictures, without training.
+
+    Args:
+        checkpoint: best.pt of stage 2 or 3. bank: classes registered before, by the same weights.
+        device: auto, cpu, mps, cuda or cuda:N. order: what arrays are, "rgb" or "bgr" (OpenCV's); files are RGB.
+    Raises:
+        CheckpointError: the checkpoint or the bank. ConfigError: no such device. UserError: another order.
+    """
+
+    def __init__(self, checkpoint: str | Path, bank: str | Path | None = None, *, device: str = "auto",
+                 order: str = "rgb") -> None:  # fmt: skip
+        if order not in ("rgb", "bgr"):
+            raise UserError(explain("rgb or bgr", repr(order), "Predictor order", "name the order of your arrays"))
+        loaded = PrototypeBank.load(Path(bank)) if bank else None
+        self._own = predictor_of(Path(checkpoint), loaded, device)
+        self._order, self._arrays = order, 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names by label: the detector's own classes, then the registered ones."""
+        return self._own.names
+
+    @property
+    def bank(self) -> PrototypeBank:
+        """The registered classes; `.save(path)` keeps them for `fsdet predict --bank`."""
+        return self._own.bank
+
+    def register(self, name: str, images: Picture | Sequence[Picture],
+                 boxes: Sequence | np.ndarray | None = None) -> None:  # fmt: skip
+        """Add shots of class `name`.
+
+        Args:
+            images: a path, an array (see `predict`), or a list of them.
+            boxes: for each image [4] or [m, 4] xyxy px, each box a shot; for one image its boxes. None: the object
+                fills its image.
+        Raises:
+            DataError: an image cannot be read, or a box is empty, not finite or outside of its image. UserError: not
+                boxes for each image.
+        """
+        pictures = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        given = [None] * len(pictures) if boxes is None else [boxes] if len(pictures) == 1 else list(boxes)
+        if len(given) != len(pictures):
+            raise UserError(explain(f"boxes for each of {len(pictures)} images", f"for {len(given)}", f"'{name}'",
+                                    "give a list with an entry for each image"))  # fmt: skip
+        shots = []
+        for picture, own in zip(pictures, given, strict=True):
+            pixels, source = self._read(picture)
+            shots.append((source, pixels, _boxes(own, pixels.shape[:2], source)))
+        self._own.add(name, shots)
+
+    def predict(self, images: Picture | Sequence[Picture], threshold: float | None = None, *, branch: str = BOTH,
+                iou: float = NMS_IOU) -> Found | list[Found]:  # fmt: skip
+        """Detections of an image, or of each of a list.
+
+        Args:
+            images: a path, or an array: uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (transparency is
+                laid on white); or a list of them.
+            threshold: least score; None takes the one that each registered class proposed, and .25 for the others.
+            branch: standard, prototype or dual. iou: overlap above which a class's weaker box goes.
+        Raises:
+            DataError: an image cannot be read or an array is no image. UserError: no such branch.
+        """
+        if branch not in (*BRANCHES, BOTH):
+            hint = did_you_mean(branch, (*BRANCHES, BOTH))
+            raise UserError(explain(f"one of {', '.join((*BRANCHES, BOTH))}", f"{branch!r}.{hint}", "predict branch",
+                                    "correct it"))  # fmt: skip
+        if not isinstance(images, str | Path | np.ndarray):
+            return [self.predict(image, threshold, branch=branch, iou=iou) for image in images]
+        pixels, source = self._read(images)
+        found = self._own.predict(pixels, threshold, iou)
+        if branch != BOTH:
+            keep = found.branch == BRANCHES.index(branch)
+            found = Detections(found.boxes[keep], found.scores[keep], found.labels[keep], found.branch[keep])
+        return Found(found.boxes, found.scores, found.labels, found.branch, self.names, pixels, source)
+
+    def _read(self, picture: Picture) -> tuple[np.ndarray, str]:
+        """uint8 RGB pixels, and a name."""
+        if not isinstance(picture, np.ndarray):
+            return read_rgb(picture), str(picture)
+        self._arrays += 1
+        return as_rgb(picture, self._order), f"array {self._arrays}"
+
+
+def _boxes(given: Sequence | np.ndarray | None, size: tuple[int, int], where: str) -> np.ndarray:
+    """[m, 4] float32 xyxy px inside an image of (height, width); None is all of it. Raises DataError."""
+    h, w = size
+    if given is None:
+        return np.array([[0, 0, w, h]], np.float32)
+    boxes = np.atleast_2d(np.asarray(given, np.float32))
+    if boxes.ndim == 3 and len(boxes) == 1:
+        boxes = boxes[0]
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise DataError(explain("boxes [m, 4] of x1, y1, x2, y2 px", f"shape {list(boxes.shape)}", where,
+                                "give four finite numbers for each box"))  # fmt: skip
+    cut = np.clip(boxes, 0, [w, h, w, h])
+    empty = ((cut[:, 2:] - cut[:, :2]) < 1).any(1)
+    if empty.any():
+        raise DataError(explain(f"boxes of at least a px inside {w} x {h} px", str(boxes[empty][0].tolist()), where,
+                                "correct the box; corners are x1, y1, x2, y2"))  # fmt: skip
+    return cut

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The five lines of the README, and what people hand to them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fsdet
+from fsdet import Predictor
+from fsdet.cli.main import main
+from fsdet.data.images import as_rgb, read_rgb
+from fsdet.errors import DataError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """one.jpg, two.jpg and photo.jpg in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("one.jpg", "two.jpg", "photo.jpg"):
+        Image.fromarray(rng.integers(0, 255, (80, 120, 3), np.uint8)).save(name)
+    return tmp_path
+
+
+@pytest.fixture
+def detector(best, place):
+    return Predictor(best, device="cpu")
+
+
+def test_the_five_lines_of_the_readme_run(best, place):
+    [code] = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "Predictor" in b]
+    assert len([line for line in code.splitlines() if line]) == 5
+    Path("checkpoints/stage2").mkdir(parents=True)
+    Path("checkpoints/stage2/best.pt").symlink_to(best)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert Path("found.jpg").is_file() and names["detector"].bank.names == ("mug",)
+
+
+def test_importing_the_package_alone_stays_light_and_knows_nothing_else():
+    code = "import sys, fsdet; assert 'torch' not in sys.modules; fsdet.Predictor; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(AttributeError, match="Predictr"):
+        fsdet.Predictr  # noqa: B018
+
+
+def test_files_arrays_and_lists_say_the_same_as_the_command_line(detector, best, capsys):
+    detector.register("mug", ["one.jpg", read_rgb("two.jpg")], [[10, 10, 60, 60], [[5, 5, 50, 50], [60, 5, 110, 70]]])
+    assert [len(rows) for rows in detector.bank.instances] == [3]
+    detector.bank.save(Path("my.bank"))
+    by_path, by_array = detector.predict(["photo.jpg", read_rgb("photo.jpg")], threshold=0.0)
+    for field in ("boxes", "scores", "labels", "branch"):
+        assert torch.equal(getattr(by_path, field), getattr(by_array, field))
+    assert main(["predict", str(best), "--bank", "my.bank", "--source", "photo.jpg", "--out", "out", "--conf", "0",
+                 "--device", "cpu"]) == 0  # fmt: skip
+    assert json.loads(Path("out/predictions.json").read_text())["predictions"] == by_path.to_coco("photo.jpg")
+    again = Predictor(best, "my.bank", device="cpu").predict("photo.jpg", 0.0)
+    assert again.to_coco() == by_path.to_coco() and by_path.names[-1] == "mug"
+
+
+def test_one_branch_is_its_part_of_both(detector):
+    detector.register("mug", "one.jpg")
+    both = detector.predict("photo.jpg", 0.0)
+    parts = [detector.predict("photo.jpg", 0.0, branch=branch) for branch in ("standard", "prototype")]
+    assert [set(p.branch.tolist()) for p in parts] == [{0}, {1}] and sum(map(len, parts)) == len(both)
+    with pytest.raises(UserError, match="Did you mean 'standard'"):
+        detector.predict("photo.jpg", branch="standart")
+
+
+def test_rows_of_yolo_are_centres_and_sizes_as_shares(detector):
+    found = detector.predict("photo.jpg", 0.0)
+    rows = np.array([line.split() for line in found.to_yolo().splitlines()], float)
+    x0, y0, x1, y1 = found.boxes.numpy().T
+    want = np.stack([(x0 + x1) / 240, (y0 + y1) / 160, (x1 - x0) / 120, (y1 - y0) / 80], 1)
+    np.testing.assert_allclose(rows[:, 1:5], want, atol=1e-5)
+    assert rows[:, 0].astype(int).tolist() == found.labels.tolist()
+
+
+def test_arrays_of_every_kind_are_one_picture(place):
+    rgb = read_rgb("photo.jpg")
+    grey = rgb[..., 0]
+    assert np.array_equal(as_rgb(rgb[..., ::-1], "bgr"), rgb) and np.array_equal(
+        as_rgb(cv2.imread("photo.jpg"), "bgr"), rgb
+    )
+    assert np.array_equal(as_rgb(rgb.astype(np.uint16) * 257), rgb)
+    for one in (grey, grey[..., None]):
+        assert np.array_equal(as_rgb(one), np.repeat(grey[..., None], 3, 2))
+    clear = np.dstack((rgb, np.zeros_like(grey)))
+    assert (as_rgb(clear) == 255).all() and np.array_equal(as_rgb(np.dstack((rgb, np.full_like(grey, 255)))), rgb)
+    Image.fromarray(clear).save("clear.png")
+    assert np.array_equal(read_rgb("clear.png"), as_rgb(clear)), "as a file has it"
+
+
+NO_PICTURES = {"two channels": np.zeros((4, 4, 2), np.uint8), "floats": np.zeros((4, 4, 3), np.float32),
+               "empty": np.zeros((0, 4), np.uint8), "a row": np.zeros(4, np.uint8)}  # fmt: skip
+NO_BOXES = [
+    ([[5, 5, 5, 40]], "at least a px"),
+    ([[200, 5, 260, 40]], "at least a px"),
+    ([[1, 2, 3]], "boxes [m, 4]"),
+    ([[0, 0, float("nan"), 9]], "finite"),
+]
+
+
+@pytest.mark.parametrize("wrong", NO_PICTURES.values(), ids=NO_PICTURES)
+def test_what_is_no_picture_is_refused(detector, wrong):
+    with pytest.raises(DataError, match="image array: expected uint8 or uint16"):
+        detector.predict(wrong)
+
+
+@pytest.mark.parametrize(("boxes", "told"), NO_BOXES)
+def test_a_box_that_holds_nothing_is_refused_and_nothing_is_registered(detector, boxes, told):
+    with pytest.raises(DataError, match=re.escape(told)):
+        detector.register("mug", "one.jpg", boxes)
+    assert detector.bank.names == ()
+    with pytest.raises(UserError, match="boxes for each of 2 images, got for 1"):
+        detector.register("mug", ["one.jpg", "two.jpg"], [[0, 0, 9, 9]])
