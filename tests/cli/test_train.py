@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,9 +25,11 @@ def built(monkeypatch, tmp_path):
     """What tasks.build was called with, in an empty working folder; nothing is trained."""
     calls = []
 
-    def build(settings, *, resume, exist_ok):
+    def build(settings, *, resume, exist_ok, peers):
+        assert peers.alone
         calls.append((settings, resume, exist_ok))
-        return type("Trainer", (), {"fit": lambda self: Result(Path(settings.run.dir))})()
+        parts = {"fit": lambda self: Result(Path(settings.run.dir)), "controller": SimpleNamespace(step=3)}
+        return type("Trainer", (), parts)()
 
     monkeypatch.setattr(tasks, "build", build)
     monkeypatch.chdir(tmp_path)

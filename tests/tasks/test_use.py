@@ -252,3 +252,20 @@ def test_what_an_archive_leaves_beside_the_classes_is_no_class(best, place, caps
     Path("support/.cache").mkdir()
     assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]) == 0
     assert "my.bank: 2 classes: mug, pen" in capsys.readouterr().out
+
+
+def test_a_pattern_names_its_images_and_labels_are_written_beside(best, place, capsys):
+    argv = ["predict", str(best), "--source", "photos/*.png", "--out", "out", "--conf", "0", "--txt", "--device", "cpu"]
+    assert main(argv) == 0
+    found = json.loads(Path("out/predictions.json").read_text())["predictions"]
+    assert {row["image"] for row in found} == {"a.png"} and [p.name for p in Path("out/labels").iterdir()] == ["a.txt"]
+    lines = [line.split() for line in Path("out/labels/a.txt").read_text().splitlines()]
+    assert len(lines) == len(found) and all(len(words) == 6 for words in lines)
+    x, y, w, h = found[0]["bbox"]
+    centre = [(x + w / 2) / 120, (y + h / 2) / 80, w / 120, h / 80]  # the images are 120 x 80 px
+    assert [float(v) for v in lines[0][1:5]] == pytest.approx(centre, abs=2e-4)
+    capsys.readouterr()
+    assert (
+        main([*argv[:3], "photos/*.gif", *argv[4:]]) == 2
+        and "photos/*.gif: expected an image" in capsys.readouterr().err
+    )

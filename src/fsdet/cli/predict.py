@@ -15,11 +15,12 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--support", type=Path, metavar="DIR", help="support/<class>/*.jpg: the classes to find")
     known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
-    parser.add_argument("--source", type=Path, metavar="IMAGE|DIR", help="no videos")
+    parser.add_argument("--source", type=Path, metavar="IMAGE|DIR|PATTERN", help="no videos")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="another folder than the source's")
     parser.add_argument("--conf", type=_share, metavar="P", help="least score of every class (default: what each "
                         "registered class proposed, .25 for the others)")  # fmt: skip
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="a file of fsdet export, run on the CPU")
+    parser.add_argument("--txt", action="store_true", help="also OUT/labels/IMAGE.txt: class, box as shares, score")
     add_device(parser)
     args = parser.parse_args(argv)
     if args.onnx and args.source is None:
@@ -45,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw detections into --out; prints the summary."""
     if args.checkpoint is not None:
         existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
-    existing(args.source, "an image or a folder of images", "check --source")
     for path in (args.support, args.bank):
         if path is not None:
             existing(path, "the classes to find", "check --support or --bank")
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         conf=args.conf,
         device=args.device,
         onnx=args.onnx,
+        txt=args.txt,
     )
     print(summary)
     return 0

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fsdet.bank import PrototypeBank
 from fsdet.data.images import as_rgb, read_rgb
 from fsdet.detect.postprocess import NMS_IOU
 from fsdet.errors import DataError, UserError, did_you_mean, explain
 from fsdet.pictures import save_jpeg
-from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing
+from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing, yolo_rows
 from fsdet.types import Detections
 
 Picture = str | Path | np.ndarray
@@ -44,12 +43,7 @@ class Found(Detections):
 
     def to_yolo(self) -> str:
         """A line a detection: label, centre x, centre y, width, height as shares of the image, score."""
-        h, w = self.pixels.shape[:2]
-        size = torch.tensor([w, h, w, h], dtype=torch.float64)
-        low, high = (self.boxes.double().cpu() / size).split(2, -1)
-        rows = torch.cat(((low + high) / 2, high - low), -1).tolist()
-        columns = zip(self.labels.tolist(), rows, self.scores.tolist(), strict=True)
-        return "".join(f"{label} {' '.join(f'{v:.6f}' for v in row)} {score:.5f}\n" for label, row, score in columns)
+        return yolo_rows(self, self.pixels.shape[:2])
 
     def plot(self, path: str | Path | None = None) -> np.ndarray:
         """uint8 RGB copy of the image with boxes, classes, scores and branches; also written to `path` as JPEG."""

@@ -4,6 +4,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor, open_onnx
 from fsdet.errors import CheckpointError, DataError, UserError, explain
 from fsdet.evaluation.summary import write_json
-from fsdet.files import is_json_with, refuse_foreign
+from fsdet.files import is_json_with, refuse_foreign, write_durably
 from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
@@ -63,8 +64,11 @@ def _register_folder(predictor: Predictor, support: Path) -> None:
 
 
 def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
-            conf: float | None = None, device: str = "cpu", onnx: Path | None = None) -> str:  # fmt: skip
-    """Annotated copies of an image or a folder's images in `out`, and predictions.json; returns a summary.
+            conf: float | None = None, device: str = "cpu", onnx: Path | None = None,
+            txt: bool = False) -> str:  # fmt: skip
+    """Annotated copies of images in `out`, and predictions.json; returns a summary.
+
+    source: an image, a folder, or a pattern such as photos/*.jpg. txt: also out/labels/IMAGE.txt, rows of `yolo_rows`.
 
     conf: least score of every class; None takes each registered class's own threshold, and .25 for the others.
     onnx: run this file of fsdet export instead; a checkpoint beside it must be what it was made of.
@@ -94,6 +98,8 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
         rows += coco_rows(found, path.name)
         count.update(predictor.names[i] for i in found.labels.tolist())
         save_jpeg(drawing, query_drawing(image, found, predictor.names))
+        if txt:
+            write_durably(out / "labels" / f"{drawing.stem}.txt", yolo_rows(found, image.shape[:2]).encode())
     write_json(out / "predictions.json", {"names": list(predictor.names), "predictions": rows})
     others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
     seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
@@ -125,8 +131,17 @@ def query_drawing(image: np.ndarray, found: Detections, names: Sequence[str]) ->
 
 
 def image_paths(source: Path) -> list[Path]:
-    """`source` itself, or a folder's images by name. Raises DataError when there is none, or when it is a video."""
+    """`source` itself, a folder's images by name, or those that a pattern fits.
+
+    Raises:
+        DataError: there is none, or it is a video.
+    """
     wanted = "an image or a folder of images"
+    if not source.exists():
+        fitting = sorted(Path(found) for found in glob(str(source), recursive=True))
+        if paths := [path for path in fitting if is_image(path.name) and path.is_file()]:
+            return paths
+        raise DataError(explain(wanted, "nothing there", str(source), "check --source; a pattern is photos/*.jpg"))
     if source.is_file():
         if source.suffix.lower() in VIDEOS:
             raise DataError(explain(wanted, "a video", str(source), "write its frames into a folder and name that"))
@@ -161,6 +176,16 @@ def _drawings(paths: Sequence[Path], out: Path) -> list[Path]:
         raise UserError(explain("a folder without these files", f"{taken_by_others[0].name} and "
                                 f"{len(taken_by_others) - 1} more", str(out), "name another --out"))  # fmt: skip
     return drawings
+
+
+def yolo_rows(found: Detections, size: tuple[int, int]) -> str:
+    """A line a detection: label, centre x, centre y, width, height as shares of an image of (height, width), score."""
+    h, w = size
+    boxes = found.boxes.double().cpu().numpy() / [w, h, w, h]
+    low, high = boxes[:, :2], boxes[:, 2:]
+    rows = np.concatenate(((low + high) / 2, high - low), 1).tolist()
+    columns = zip(found.labels.tolist(), rows, found.scores.tolist(), strict=True)
+    return "".join(f"{label} {' '.join(f'{v:.6f}' for v in row)} {score:.5f}\n" for label, row, score in columns)
 
 
 def coco_rows(found: Detections, name: str | int) -> list[dict]:
