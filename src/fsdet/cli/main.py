@@ -64,7 +64,7 @@ def _run_verb(argv: list[str]) -> int:
         return 2
     if verb != "train" and (count := processes(os.environ)) > 1:
         told = explain("fsdet train, which alone shares its work", f"fsdet {verb}", f"torchrun with {count} processes",
-                       f"start it once: {typed(f'fsdet {verb}')} ...")  # fmt: skip
+                       f"start it once: {typed('fsdet {}', verb)} ...")  # fmt: skip
         print(f"error: {told}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"fsdet.cli.{verb}")
