@@ -99,7 +99,7 @@ def gradients(task, batch, peers: Peers = ALONE) -> tuple[dict, dict]:
         watch=lambda named: seen.update({n: p.grad.clone() for n, p in named if p.grad is not None}),
     )
     assert report.committed, report.culprit
-    return seen, dict(report.raw), float(task.objective.wiou_mean)
+    return seen, {**report.raw, **{f"{n} cut": v for n, v in report.saturated.items()}}, float(task.objective.wiou_mean)
 
 
 def without_boxes(batch, images: slice):
