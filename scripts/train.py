@@ -99,7 +99,8 @@ NO_EFFECT = {
     "--triplet-batch-size": "triplets are mined among the boxes of each batch; loss.pair_rows caps them",
 }
 DEMO = Path("datasets/demo")  # where the shipped configurations expect the demo set
-PATHS = ("data.path", "data.shots", "model.weights", "run.dir", "stage.init_from")  # keys whose value is a path
+PATHS = ("data.path", "data.shots", "model.weights", "classifier.weights", "maskrcnn.weights", "run.dir",
+         "stage.init_from")  # keys whose value is a path  # fmt: skip
 JOINED = "# written by scripts/train.py from --data_root and --val_data_root\n"
 DEFAULT_TRIPLET = 0.2  # what --use_triplet means when no --triplet_weight is given
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Folders of images, one a class, are a data set of whole images; a slip in them is told before a training."""
 
+import hashlib
+
 import pytest
 
 from dataset_files import image
@@ -57,3 +59,13 @@ def test_what_cannot_be_trained_on_is_told_with_its_place(tmp_path):
     leaking = folders(tmp_path / "leaking")
     image(leaking / "val/genuine/genuine0.png", (20, 30), seed=0)
     assert "leak: 1 images of val are also in train" in check(load_folders(leaking)).errors[0]
+
+
+def test_what_is_held_out_leaves_every_class_something_to_learn_from(tmp_path):
+    """The only picture of a class stays in train, though the hash of its name would take it."""
+    taken = next(f"{i}.png" for i in range(99) if int(hashlib.sha256(f"{i}.png".encode()).hexdigest(), 16) % 5 == 0)
+    for i in range(12):
+        image(tmp_path / "cat" / f"cat{i}.png", (8, 8))
+    image(tmp_path / "dog" / taken, (8, 8))
+    data = load_folders(tmp_path)
+    assert {int(r.labels[0]) for r in data.split("train")} == {0, 1} and data.has("val")

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -288,6 +289,17 @@ def test_a_file_that_somebody_put_into_a_split_is_not_lost(tmp_path):
     with pytest.raises(DataError, match=r"got other things \(train/holiday\.jpg\)"):
         synthetic.draw_demo(out, seed=1, processes=1, sizes={"train": 1})
     assert (out / "train/holiday.jpg").read_text() == "mine"
+
+
+def test_labels_that_somebody_mended_are_not_lost(tmp_path):
+    out = tmp_path / "demo"
+    synthetic.draw_demo(out, processes=1, sizes={"train": 1})
+    labels, later = out / "train/annotations.json", (out / "demo.json").stat().st_mtime + 60
+    labels.write_text("{}")
+    os.utime(labels, (later, later))
+    with pytest.raises(DataError, match=r"files changed since \(train/annotations\.json\)"):
+        synthetic.draw_demo(out, seed=1, processes=1, sizes={"train": 1})
+    assert labels.read_text() == "{}"
 
 
 def test_a_demo_set_of_another_task_is_not_replaced(tmp_path):

@@ -21,6 +21,7 @@ from fsdet.errors import DataError, explain
 MARKER = "demo.json"
 KINDS = {"documents_sha256": "the classifier", "instances_sha256": "Mask R-CNN",
          "generator_sha256": "few-shot detection"}  # the first of them in an identity: what it is for  # fmt: skip
+SLACK = 2.0  # s, by which the times of files that were written one after another may be out of order
 DRAWN = re.compile(r"\d{6}\.(jpg|png)|annotations\.json")  # every file that a drawn split holds
 
 
@@ -78,6 +79,12 @@ def _refuse_foreign(out: Path, entries: set[str]) -> None:
     if foreign or not (out / MARKER).is_file():
         got = f"other things ({', '.join(foreign[:3])})" if foreign else f"files without {MARKER}"
         raise DataError(explain("a new or empty folder, or a demo set", got, str(out), "choose another folder"))
+    written = (out / MARKER).stat().st_mtime  # the last file that a draw writes
+    later = [p for p in out.rglob("*") if p.is_file() and p.stat().st_mtime > written + SLACK]
+    changed = sorted(str(p.relative_to(out)) for p in later)
+    if changed:
+        got = f"files changed since ({', '.join(changed[:3])})"
+        raise DataError(explain("a demo set as it was drawn", got, str(out), "choose another folder, or remove it"))
 
 
 def _replace(out: Path, draft: Path) -> None:

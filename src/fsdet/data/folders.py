@@ -80,9 +80,11 @@ def _records(folders: list[Path], names: list[str], root: Root, report: Report) 
 
 
 def _held_out(splits: dict[str, list[ImageRecord]]) -> dict[str, list[ImageRecord]]:
-    """A fifth of train as val."""
+    """A fifth of train as val; a class of which nothing would be left to learn from stays whole."""
     train = splits["train"]
     held = [int(hashlib.sha256(r.path.name.encode()).hexdigest(), 16) % HELD_OUT == 0 for r in train]
+    left = {int(r.labels[0]) for r, out in zip(train, held, strict=True) if not out}
+    held = [out and int(r.labels[0]) in left for r, out in zip(train, held, strict=True)]
     parts = {
         "train": [r for r, out in zip(train, held, strict=True) if not out],
         "val": [r for r, out in zip(train, held, strict=True) if out],
