@@ -68,6 +68,15 @@ def test_scores_follow_the_positive_class(small, monkeypatch):
         assert scores[:, column] == pytest.approx(1 / (1 + math.exp(-2))) and scores.sum(1) == pytest.approx(1.0)
 
 
+def test_the_sheet_says_what_an_image_is_beside_what_it_is_taken_for(small):
+    task = others.built(small())
+    with torch.no_grad():
+        task.model.classifier[1].bias.fill_(9.0)  # every page is taken for the positive class
+    said = task.data.names[task.judge.positive]
+    titles = [picture.title for picture in task.judge._pictures(task.model.eval())]
+    assert titles == [f"{said} 1.00, true: {task.data.names[true]}" for true in task.judge.true]
+
+
 def test_focal_is_stable_where_its_naive_form_is_not_and_bce_weighs_positives(small):
     task = others.built(small("classifier.positive=forged"))
     logits = torch.tensor([[-120.0], [120.0]], requires_grad=True)  # both confidently wrong

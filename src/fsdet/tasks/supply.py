@@ -12,6 +12,7 @@ from fsdet.data.episodes import EpochPlanner
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.unusable import usable
+from fsdet.errors import DataError
 from fsdet.tasks.batches import CACHE, jitter_of
 from fsdet.types import ImageRecord, Replaced
 
@@ -67,6 +68,24 @@ def validation_store(records: Sequence[ImageRecord], size: int) -> ImageStore:
     """At most MOST images of a split, evenly taken, so that every class is among them."""
     step = max(1, -(-len(records) // MOST))
     return ImageStore(records[::step], size, AUTO_BYTES)
+
+
+def over_readable(store: ImageStore, judge: Callable[[], T]) -> T:
+    """What `judge` makes of a store's images. One that cannot be read is left out for good, named in the log.
+
+    It is no image without objects: who asks counts without it, its objects neither found nor missed.
+    Raises:
+        DataError: no image can be read, or the fault lies elsewhere.
+    """
+    try:
+        return judge()
+    except DataError:
+        gone = store.drop_unreadable()
+        for error in gone:
+            log.warning("left out of validation, %d images are left: %s", len(store.records), error)
+        if not store.records:
+            raise
+    return judge()
 
 
 def chunks(count: int) -> Iterator[range]:
