@@ -3,8 +3,8 @@
 
 import itertools
 import math
-import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -17,10 +17,7 @@ from fsdet.engine.schedule import lr_factor
 from fsdet.errors import ConfigError, DataError
 from tasks import others
 
-
-@pytest.fixture(autouse=True)
-def _free_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("free_fsync")
 
 
 @pytest.fixture
@@ -29,8 +26,8 @@ def pages(sets):
 
 
 @pytest.fixture
-def small(pages, tmp_path):
-    return lambda *more: others.settings("classifier", pages, tmp_path / "run", *more)
+def small(of_task):
+    return partial(of_task, "classifier")
 
 
 @pytest.fixture(scope="session")

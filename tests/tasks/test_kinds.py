@@ -3,10 +3,10 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +22,7 @@ from fsdet.evaluation.masks import MaskScorer
 from fsdet.types import Task
 from tasks import others
 
+pytestmark = pytest.mark.usefixtures("free_fsync")
 ENGINE = Path(tasks.__file__).resolve().parents[1] / "engine"
 NAN = float("nan")
 LOSSES = {"classifier": {"cls"}, "maskrcnn": {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}}
@@ -29,11 +30,6 @@ PARTS = {
     "classifier": ["backbone", "attention", "classifier"],
     "maskrcnn": ["backbone", "rpn", "box_head", "mask_head"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _free_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(params=others.TASKS)
@@ -48,8 +44,8 @@ def line(name, sets, tmp_path):
 
 
 @pytest.fixture
-def small(name, sets, tmp_path):
-    return lambda *more: others.settings(name, sets[name], tmp_path / "run", *more)
+def small(name, of_task):
+    return partial(of_task, name)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 
 from fsdet.config import Config
 from fsdet.data.episodes import EpochPlanner
@@ -13,6 +15,7 @@ from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.unusable import usable
 from fsdet.errors import DataError
+from fsdet.peers import Peers
 from fsdet.tasks.batches import CACHE, jitter_of
 from fsdet.types import ImageRecord, Replaced
 
@@ -55,6 +58,27 @@ class Supply:
 
     def _name(self, record: int) -> str:
         return self.store.records[record].image_id
+
+
+class ImageTask:
+    """What a task on whole images has from its data, however its model looks; part of `types.Task`.
+
+    supply: training images by batch index. split: where validation looks.
+    """
+
+    def __init__(self, config: Config, data: DataSet) -> None:
+        torch.manual_seed(config.run.seed)  # the model is made after this
+        self.config, self.data = config, data
+        self.objective = nn.Module()
+        self.supply = Supply(config, data)
+        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
+        self.split = judged_split(data)
+
+    def warm(self, threads: int) -> None:
+        self.supply.store.fill(threads)
+
+    def join(self, peers: Peers) -> None:
+        self.supply.part = peers.part(self.config.episode.queries, "episode.queries")
 
 
 def judged_split(data: DataSet) -> str:
