@@ -142,7 +142,7 @@ def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTa
         if c.validate_data:
             errors = [*data.report.places(), *errors]  # what the reader has left out
         if errors:
-            got = f"{len(errors)} errors\n  " + "\n  ".join(errors[:LISTED])
+            got = f"{len(errors)} errors\n  " + "\n  ".join(error.partition(". Next: ")[0] for error in errors[:LISTED])
             cure = "mend or remove these files; classifier.validate_data=false trains without those that cannot be read"
             raise DataError(explain("sound data", got, config.data.path, cure))
     task = ClassifierTask(config, data)
