@@ -58,7 +58,7 @@ def test_images_of_one_stem_have_a_drawing_each(best, place):
         ("photos", "photos/../photos", "expected a folder beside the images, got the images' own"),
         ("photos/a.png", "photos", "expected a folder beside the images, got the images' own"),
         ("photos", "photos/a.png", "expected a folder, got a file"),
-        ("film.mp4", "out", "film.mp4: expected an image or a folder of images, got a video"),
+        ("film.mp4", "out", "film.mp4: expected a video, got a file that no frame can be read of"),
         ("support", "out", "support: expected an image or a folder of images, got no image"),
     ],
 )

@@ -23,7 +23,7 @@ VERBS = {
     "eval": "AP on base, novel and all classes, shots x seeds with intervals",
     "register": "make a prototype bank from a support folder, without training",
     "bank": "list, merge or prune prototype banks",
-    "predict": "detect in an image or a folder of images",
+    "predict": "detect in images, a video or a camera",
     "export": "a detector as ONNX, TorchScript or torch.export, compared with PyTorch",
     "probe": "per-loss gradients of the first batch, or of an incident",
     "check": "configuration, data, one dry step, memory",

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet predict checkpoints/stage2/best.pt --support support/ --source photos/ --out predictions
+fsdet predict checkpoints/stage2/best.pt --bank my.bank --source flight.mp4 --out predictions
+fsdet predict checkpoints/stage2/best.pt --bank my.bank --source 0 --frames 500 --out predictions
 fsdet predict --onnx model.onnx photos/ --out predictions"""
 
 import argparse
 from pathlib import Path
 
-from fsdet.cli._arguments import add_device, existing
+from fsdet.cli._arguments import add_device, count, existing
+from fsdet.errors import UserError, explain
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -15,12 +18,15 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--support", type=Path, metavar="DIR", help="support/<class>/*.jpg: the classes to find")
     known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
-    parser.add_argument("--source", type=Path, metavar="IMAGE|DIR|PATTERN", help="no videos")
+    parser.add_argument("--source", type=Path, metavar="IMAGE|DIR|PATTERN|VIDEO|CAMERA", help="a "
+                        "number is a camera; Ctrl-C ends it")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="another folder than the source's")
     parser.add_argument("--conf", type=_share, metavar="P", help="least score of every class (default: what each "
                         "registered class proposed, .25 for the others)")  # fmt: skip
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="a file of fsdet export, run on the CPU")
     parser.add_argument("--txt", action="store_true", help="also OUT/labels/IMAGE.txt: class, box as shares, score")
+    parser.add_argument("--frames", type=count, metavar="N", help="of a video or camera: the first N")
+    parser.add_argument("--no-video", action="store_true", help="of a video or camera: no annotated copy")
     add_device(parser)
     args = parser.parse_args(argv)
     if args.onnx and args.source is None:
@@ -49,18 +55,23 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.support, args.bank):
         if path is not None:
             existing(path, "the classes to find", "check --support or --bank")
+    print(_predict(args))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> str:
+    from fsdet.data.video import is_video
+
+    common = {"support": args.support, "bank": args.bank, "out": args.out, "device": args.device, "onnx": args.onnx}
+    camera = int(str(args.source)) if str(args.source).isdecimal() and not args.source.exists() else None
+    if camera is not None or (is_video(args.source) and not args.source.is_dir()):
+        from fsdet.tasks import watch
+
+        wanted = watch.Wanted(args.conf, args.frames, not args.no_video, args.txt)
+        source = args.source if camera is None else camera
+        return watch.predict(args.checkpoint, source=source, wanted=wanted, **common)
+    if args.frames or args.no_video:
+        raise UserError(explain("a video or a camera", str(args.source), "--frames and --no-video", "leave them out"))
     from fsdet.tasks import use
 
-    summary = use.predict(
-        args.checkpoint,
-        support=args.support,
-        bank=args.bank,
-        source=args.source,
-        out=args.out,
-        conf=args.conf,
-        device=args.device,
-        onnx=args.onnx,
-        txt=args.txt,
-    )
-    print(summary)
-    return 0
+    return use.predict(args.checkpoint, source=args.source, conf=args.conf, txt=args.txt, **common)

@@ -90,6 +90,8 @@ def open_torch(path: Path, form: str) -> Network:
 class PortablePredictor:
     """Detections of an exported file; `names`, `registered` and `predict` are those of Predictor.
 
+    limits: [labels] the least score of each class.
+
     Args:
         bank: the classes to look for, where prototypes are an input of the file; it must come from its weights.
     Raises:
@@ -118,7 +120,7 @@ class PortablePredictor:
         elif card.prototypes == "input":
             self._prototypes = torch.zeros(0, card.dim)
         self.names, self.registered = tuple(names), tuple(registered)
-        self._limits = torch.tensor(limits, dtype=torch.float32)
+        self.limits = torch.tensor(limits, dtype=torch.float32)
         self._columns = torch.tensor(branches, dtype=torch.uint8), torch.tensor(labels, dtype=torch.int64)
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +137,7 @@ class PortablePredictor:
         pixels = image if isinstance(image, np.ndarray) else read_rgb(Path(image))
         boxed, factor, padding = letterbox(pixels, self.card.image_size)
         boxes, scores = self.raw(to_tensor([boxed], self.card.image_size).contiguous())
-        limit = self._limits if threshold is None else torch.full_like(self._limits, threshold)
+        limit = self.limits if threshold is None else torch.full_like(self.limits, threshold)
         least = float(limit.min()) if len(limit) else 0.0
         [found] = select(boxes, scores, *self._columns, threshold=least, iou=iou)
         return to_original(found.above(limit), factor, padding, pixels.shape[:2])

@@ -12,6 +12,7 @@ import numpy as np
 from fsdet.bank import PrototypeBank
 from fsdet.data import sources
 from fsdet.data.images import is_image, read_rgb
+from fsdet.data.video import is_video
 from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor, open_onnx
 from fsdet.errors import CheckpointError, DataError, UserError, explain
@@ -24,7 +25,6 @@ from fsdet.tasks.loading import load_trained
 from fsdet.types import Detections
 
 log = logging.getLogger("fsdet")
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 BRANCHES = ("standard", "prototype")
 SHORT = ("std", "proto")  # the branch, beside a box
 
@@ -74,16 +74,11 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
     onnx: run this file of fsdet export instead; a checkpoint beside it must be what it was made of.
 
     Raises:
-        DataError: nothing to look at, a video, or an unreadable image. UserError: `out` is no folder, or the source's.
+        DataError: nothing to look at, or an unreadable image. UserError: `out` is no folder, or the source's.
     """
     paths = image_paths(source)
     drawings = _drawings(paths, out)
-    if onnx:
-        predictor = portable_predictor(onnx, bank, checkpoint)
-    else:
-        predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device)
-    if support:
-        _register_folder(predictor, support)
+    predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
     out.mkdir(parents=True, exist_ok=True)
     rows, count, unread = [], Counter(dict.fromkeys(predictor.registered, 0)), []
     for path, drawing in track(list(zip(paths, drawings, strict=True)), "predict"):
@@ -105,6 +100,17 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
     seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
     lines = [f"{len(paths) - len(unread)} images, {len(rows)} detections ({', '.join(seen) or 'none'}) -> {out}"]
     return "\n".join([*lines, *(f"left out: {text}" for text in unread)])
+
+
+def finder(checkpoint: Path | None, *, support: Path | None = None, bank: Path | None = None, device: str = "cpu",
+           onnx: Path | None = None) -> Predictor | PortablePredictor:  # fmt: skip
+    """What looks at pictures: a checkpoint with a bank or a support folder registered, or an exported file."""
+    if onnx:
+        return portable_predictor(onnx, bank, checkpoint)
+    predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device)
+    if support:
+        _register_folder(predictor, support)
+    return predictor
 
 
 def portable_predictor(onnx: Path, bank: Path | None = None, checkpoint: Path | None = None) -> PortablePredictor:
@@ -143,7 +149,7 @@ def image_paths(source: Path) -> list[Path]:
             return paths
         raise DataError(explain(wanted, "nothing there", str(source), "check --source; a pattern is photos/*.jpg"))
     if source.is_file():
-        if source.suffix.lower() in VIDEOS:
+        if is_video(source):
             raise DataError(explain(wanted, "a video", str(source), "write its frames into a folder and name that"))
         return [source]
     paths = sorted(p for p in source.iterdir() if is_image(p.name) and p.is_file())

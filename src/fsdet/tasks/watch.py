@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`fsdet predict` on a video file or a camera: every frame detected, its objects followed, the frames written anew."""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fsdet.data.video import Video, VideoFile
+from fsdet.detect.predictor import Predictor
+from fsdet.detect.runtime import PortablePredictor
+from fsdet.detect.tracks import Tracked, Tracker
+from fsdet.engine.signals import Signals
+from fsdet.errors import Stopped, UserError, explain
+from fsdet.evaluation.summary import write_json
+from fsdet.files import is_json_with, refuse_foreign, write_durably
+from fsdet.pictures import draw_detections
+from fsdet.progress import Progress
+from fsdet.tasks.use import SHORT, coco_rows, finder, yolo_rows
+
+log = logging.getLogger("fsdet")
+LONG_SIDE = 640  # px: smaller frames are enlarged, so that labels can be read
+HELD = 2.0  # s of a camera's frames that tell how fast they come, before a file needs a rate
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to write of a video. frames: at most so many; film: the annotated copy; txt: a label file a frame."""
+
+    conf: float | None = None
+    frames: int | None = None
+    film: bool = True
+    txt: bool = False
+
+
+def predict(checkpoint: Path | None, *, source: Path | int, out: Path, support: Path | None = None,
+            bank: Path | None = None, device: str = "cpu", onnx: Path | None = None,
+            wanted: Wanted = Wanted()) -> str:  # fmt: skip
+    """OUT/STEM.mp4, OUT/predictions.json and, where wanted, OUT/labels/STEM_000000.txt; returns a summary.
+
+    source: a video file, or the index of a camera. A signal ends a camera's video; one of a file raises Stopped after
+    what was found has been written. Other arguments are those of `use.predict`.
+
+    Raises:
+        DataError: no such camera or file, or nothing can be decoded of it. UserError: `out` is the video's own folder
+        or holds files of others. Stopped: see above.
+    """
+    with Video(source) as video:
+        name = source.name if isinstance(source, Path) else f"camera{source}"
+        copy = Copy(out, Path(name).stem, name, wanted)
+        _refuse(copy, source)
+        predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
+        with Signals() as signals:
+            began = time.monotonic()
+            copy.fill(predictor, video, signals)
+            rate = video.read / max(time.monotonic() - began, 1e-9)
+        told = copy.summary(predictor, rate)
+        whole = not signals.received and video.read != wanted.frames
+        told = "\n".join([told, *([video.told()] if whole and video.told() else [])])
+        if signals.received and isinstance(source, Path):
+            raise Stopped(f"stopped after {video.read} frames, and what was found in them is kept. {told}",
+                          signals.received)  # fmt: skip
+        return told
+
+
+def follow(predictor: Predictor | PortablePredictor, video: Video,
+           conf: float | None = None) -> Iterator[tuple[int, np.ndarray, Tracked]]:  # fmt: skip
+    """(number, uint8 [H, W, 3] RGB, the objects in sight) of each frame; a track keeps its number through the video."""
+    limits = predictor.frozen()[1] if isinstance(predictor, Predictor) else predictor.limits
+    tracker = Tracker(limits if conf is None else torch.full_like(limits, conf), video.rate)
+    for number, frame in video.frames():
+        found = predictor.predict(frame, threshold=tracker.least)
+        yield number, frame, tracker.update(number, found, frame.shape[:2])
+
+
+def frame_drawing(image: np.ndarray, found: Tracked, names: tuple[str, ...]) -> np.ndarray:
+    """uint8 RGB copy of a frame with class, score, track and branch of each object, in a colour of its track."""
+    columns = zip(*(getattr(found, f).tolist() for f in ("labels", "scores", "track", "branch")), strict=True)
+    texts = [f"{names[i]} {score:.2f} #{track} {SHORT[branch]}" for i, score, track, branch in columns]
+    colours = [track - 1 for track in found.track.tolist()]
+    return draw_detections(image, found.boxes.numpy(), texts, colours, long_side=LONG_SIDE)
+
+
+def track_rows(found: Tracked, name: str, frame: int) -> list[dict]:
+    """COCO results of a frame, with `frame` (from 0) and `track` (from 1)."""
+    rows = coco_rows(found, name)
+    return [{**row, "frame": frame, "track": track} for row, track in zip(rows, found.track.tolist(), strict=True)]
+
+
+@dataclass
+class Copy:
+    """What is written of one video. stem: of its files; name: the `image` of its rows; tracks: {number: label}."""
+
+    out: Path
+    stem: str
+    name: str
+    wanted: Wanted
+    rows: list[dict] = field(default_factory=list)
+    tracks: dict[int, int] = field(default_factory=dict)
+    frames: int = 0
+
+    @property
+    def film(self) -> Path:
+        return self.out / f"{self.stem}.mp4"
+
+    def labels(self) -> list[Path]:
+        """Label files of frames that are there already."""
+        fitting = re.compile(re.escape(self.stem) + r"_\d{6}\.txt")
+        return sorted(p for p in (self.out / "labels").glob("*.txt") if fitting.fullmatch(p.name))
+
+    def fill(self, predictor: Predictor | PortablePredictor, video: Video, signals: Signals) -> None:
+        """All frames, or until a signal comes; predictions.json is written last."""
+        total = video.announced or None
+        if self.wanted.frames:
+            total = min(total or self.wanted.frames, self.wanted.frames)
+        for old in self.labels():
+            old.unlink()
+        self.out.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            bar = stack.enter_context(Progress(total, "predict", unit="frame"))
+            film = stack.enter_context(_Paced(self.film, video)) if self.wanted.film else None
+            for number, frame, found in follow(predictor, video, self.wanted.conf):
+                self._take(number, frame, found)
+                if film:
+                    film.write(frame_drawing(frame, found, predictor.names))
+                bar.update(tracks=len(self.tracks))
+                if signals.received or self.frames == self.wanted.frames:
+                    break
+        about = {"file": self.name, "rate": video.rate, "frames": self.frames}
+        write_json(self.out / "predictions.json", {"names": list(predictor.names), "video": about,
+                                                   "predictions": self.rows})  # fmt: skip
+
+    def _take(self, number: int, frame: np.ndarray, found: Tracked) -> None:
+        self.frames += 1
+        self.rows += track_rows(found, self.name, number)
+        self.tracks.update(zip(found.track.tolist(), found.labels.tolist(), strict=True))
+        if self.wanted.txt and len(found):
+            text = yolo_rows(found, frame.shape[:2])
+            write_durably(self.out / "labels" / f"{self.stem}_{number:06d}.txt", text.encode())
+
+    def summary(self, predictor: Predictor | PortablePredictor, rate: float) -> str:
+        """How many objects were followed: registered classes first."""
+        count = Counter(predictor.names[label] for label in self.tracks.values())
+        others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
+        seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
+        return (f"{self.name}: {self.frames} frames ({rate:.1f}/s), {len(self.tracks)} objects "
+                f"({', '.join(seen) or 'none'}) in {len(self.rows)} boxes -> {self.out}")  # fmt: skip
+
+
+class _Paced:
+    """A VideoFile at the pace of its source: a file's own, or that at which a camera's first frames came."""
+
+    def __init__(self, path: Path, video: Video) -> None:
+        self._file = VideoFile(path, video.rate)
+        self._held: list[np.ndarray] | None = None if isinstance(video.source, Path) else []
+        self._began = time.monotonic()
+
+    def write(self, frame: np.ndarray) -> None:
+        if self._held is None:
+            self._file.write(frame)
+            return
+        self._held.append(frame)
+        if time.monotonic() - self._began >= HELD:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held or [], None
+        self._file.rate = max(len(held) / (time.monotonic() - self._began), 1.0) if held else self._file.rate
+        for frame in held:
+            self._file.write(frame)
+
+    def __enter__(self) -> "_Paced":
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._let_go()
+        finally:
+            self._file.__exit__(kind, None, None)
+
+
+def _refuse(copy: Copy, source: Path | int) -> None:
+    """Before anything is written: another --out than a file, the video's own folder, or one with files of others.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    out = copy.out
+    if out.exists() and not out.is_dir():
+        raise UserError(explain("a folder", "a file", str(out), "name another --out"))
+    refuse_foreign(out / "predictions.json", "what fsdet predict wrote", is_json_with("names", "predictions"))
+    if isinstance(source, Path) and out.resolve() == source.parent.resolve():
+        raise UserError(explain("a folder beside the video", "the video's own", str(out), "name another --out"))
+    theirs = [] if (out / "predictions.json").exists() else [p for p in (copy.film, *copy.labels()) if p.exists()]
+    if theirs:
+        raise UserError(explain("a folder without these files", f"{theirs[0].name} and {len(theirs) - 1} more",
+                                str(out), "name another --out"))  # fmt: skip
