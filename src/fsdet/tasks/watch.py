@@ -28,6 +28,7 @@ from fsdet.tasks.use import SHORT, coco_rows, finder, yolo_rows
 log = logging.getLogger("fsdet")
 LONG_SIDE = 640  # px: smaller frames are enlarged, so that labels can be read
 HELD = 2.0  # s of a camera's frames that tell how fast they come, before a file needs a rate
+PACES = (1.0, 60.0)  # frames/s of a camera's copy
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ class _Paced:
 
     def _let_go(self) -> None:
         held, self._held = self._held or [], None
-        self._file.rate = max(len(held) / (time.monotonic() - self._began), 1.0) if held else self._file.rate
+        if held:
+            pace = len(held) / max(time.monotonic() - self._began, 1e-9)
+            self._file.rate = min(max(round(pace, 1), PACES[0]), PACES[1])
         for frame in held:
             self._file.write(frame)
 
