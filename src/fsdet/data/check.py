@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fsdet.data.frames import frame_of
 from fsdet.data.images import image_size, read_rgb
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError
@@ -202,7 +203,12 @@ def _near(paths: list[Path], looks: Mapping[Path, Look]) -> Iterator[tuple[Path,
 
 
 def _contents(paths: list[Path]) -> dict[Path, str]:
-    """{path: what identifies its bytes}; only files of equal length are read."""
+    """{path: what identifies its bytes}; only files of equal length are read. A frame is its video's and its number."""
+    frames = {path: frame for path in paths if (frame := frame_of(path))}
+    if frames:
+        films = _contents(list(dict.fromkeys(video for video, _ in frames.values())))
+        rest = [path for path in paths if path not in frames]
+        return _contents(rest) | {path: f"{films[video]} frame {n}" for path, (video, n) in frames.items()}
     sizes = {path: path.stat().st_size if path.exists() else -1 for path in paths}
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path, size in sizes.items():

@@ -8,7 +8,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from fsdet.data import datayaml
+from fsdet.data.frames import frame_of, read_frame
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, explain
@@ -66,6 +69,9 @@ def _named(records: Sequence[ImageRecord]) -> Named:
 
 
 def _place(source: Path, target: Path, link: bool) -> None:
+    if frame := frame_of(source):
+        Image.fromarray(read_frame(*frame)).save(target)
+        return
     if link:
         try:
             os.link(source.resolve(), target)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Which of the three formats a source is, and which splits a folder without a data YAML holds."""
+"""Which of the formats a source is, and which splits a folder without a data YAML holds."""
 
 from pathlib import Path
 
 from fsdet.data.datayaml import DataYaml, Source
 from fsdet.data.images import is_image
+from fsdet.data.refdet import is_refdet
 from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.errors import DataError, explain
@@ -15,11 +16,12 @@ SPLIT_WORDS = {
     "test": ("test", "testing"),
     "support": ("support",),
 }
-_NEXT = "give a COCO json, a YOLO image folder with labels/ beside it, or a VOC folder with xml files"
+_NEXT = ("give a COCO json, a YOLO image folder with labels/ beside it, a VOC folder with xml files, or a RefDet "
+         "folder with samples/")  # fmt: skip
 
 
 def guess_format(path: Path, root: Root, report: Report) -> str:
-    """ "coco", "yolo" or "voc". Where a folder holds several, boxes in xml win over txt, and a json over both.
+    """ "coco", "yolo", "voc" or "refdet". Where a folder holds several, boxes in xml win over txt, a json over both.
 
     Raises:
         DataError: none of them.
@@ -30,6 +32,8 @@ def guess_format(path: Path, root: Root, report: Report) -> str:
         if path.suffix.lower() == ".txt":
             return "voc" if "ImageSets" in path.parts else "yolo"
         raise DataError(explain("a json, a txt list or a folder", f"'{path.name}'", root.show(path), _NEXT))
+    if is_refdet(path):
+        return "refdet"
     found = [name for name, test in (("coco", _is_coco), ("voc", _is_voc), ("yolo", _is_yolo)) if test(path, root)]
     if not found:
         raise DataError(explain("a COCO, YOLO or VOC source", "neither json, xml nor images", str(path), _NEXT))
@@ -41,11 +45,15 @@ def guess_format(path: Path, root: Root, report: Report) -> str:
 def guess_layout(folder: Path) -> DataYaml:
     """The splits of a folder without a data YAML: subfolders or jsons named after splits, else one split `train`.
 
+    A RefDet folder has its frames as `train` and its photographs as `support`.
+
     Raises:
         DataError: the folder is empty.
     """
     root = folder.resolve()
     splits: dict[str, tuple[Source, ...]] = {}
+    if is_refdet(root):
+        return DataYaml(folder, root, {split: (Source(".", folder.name),) for split in ("train", "support")})
     for place in (root / "annotations", root, root / "images"):
         if splits or not place.is_dir():
             continue

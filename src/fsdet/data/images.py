@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from fsdet.data.frames import frame_of, read_frame, video_size
 from fsdet.errors import DataError, explain
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -39,11 +40,13 @@ def is_image(name: str) -> bool:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) px after EXIF rotation, from the header alone.
+    """(height, width) px after EXIF rotation, from the header alone. A frame of a video is an image, too (frames.py).
 
     Raises:
         DataError: no file, no image, or more than MAX_PIXELS.
     """
+    if frame := frame_of(path):
+        return video_size(frame[0])[1:]
     with _open(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
@@ -65,13 +68,15 @@ def image_sizes(paths: Sequence[str | Path]) -> list[tuple[int, int] | DataError
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """uint8 [H, W, 3] RGB, fully decoded, EXIF applied.
+    """uint8 [H, W, 3] RGB, fully decoded, EXIF applied; or a frame of a video (frames.py).
 
     Grey and 16-bit images are spread to 8-bit RGB (high byte), CMYK is converted, transparency is laid on white.
 
     Raises:
         DataError: no file, no image, truncated, floating-point pixels, or more than MAX_PIXELS.
     """
+    if frame := frame_of(path):
+        return read_frame(*frame)
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # a global that other libraries set; grey rows must never be data
     with _open(path) as image:
         orientation = _orientation(image)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""load(): a data YAML, folder or json in any of three formats -> one DataSet of ImageRecords."""
+"""load(): a data YAML, folder or json in any of four formats -> one DataSet of ImageRecords."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from fsdet.data import coco, voc, yolo
+from fsdet.data import coco, refdet, voc, yolo
 from fsdet.data.datayaml import DataYaml, Source, parse
 from fsdet.data.guess import guess_format, guess_layout
 from fsdet.data.report import Report
@@ -74,7 +74,7 @@ class DataSet:
 
 def load(path: str | Path, policy: str = "drop", splits: Sequence[str] | None = None,
          shapes: bool = False) -> DataSet:  # fmt: skip
-    """Read a data YAML, a COCO json, or a folder that holds either, or a YOLO or VOC layout.
+    """Read a data YAML, a COCO json, or a folder that holds either, or a YOLO, VOC or RefDet layout.
 
     Args:
         policy: "drop" mends and drops faulty labels and reports them; "fail" refuses a data set with any.
@@ -150,11 +150,13 @@ def _table(source: Source, split: str, plan: DataYaml, root: Root, report: Repor
         "coco": lambda: coco.read(path, root, report, images, shapes),
         "yolo": lambda: yolo.read(path, root, report, source.names or plan.names),
         "voc": lambda: voc.read(path, root, report, split),
+        "refdet": lambda: refdet.read(path, root, report, split),
     }
     if path.is_dir() and fmt == "coco":
         path = next(Path(file) for name, file in root.files(path).items() if name.lower().endswith(".json"))
     listed = (path / "ImageSets" / "Main" / f"{split}.txt").is_file()
-    key = (path, images, source.names, split if listed else "")
+    apart = listed or (fmt == "refdet" and split == "support")
+    key = (path, images, source.names, split if apart else "")
     if key not in cache:
         cache[key] = readers[fmt]()
     return cache[key]

@@ -25,6 +25,7 @@ class Table:
     names: the source's own class names. sizes: (height, width) px or None, filled from headers by `measure`.
     boxes: xyxy px. image, label: index into paths and names. where: place of each object for the report,
     `origin` is written in front of it. shapes: {object: its outline}, for a reader that was asked for them; None: not.
+    alone: an image is labelled for the classes that it has boxes of, not for all of the source's.
     """
 
     names: list[str]
@@ -37,6 +38,7 @@ class Table:
     crowd: list[bool] = field(default_factory=list)
     where: list[str | int] = field(default_factory=list)
     shapes: dict[int, Any] | None = None
+    alone: bool = False
 
     def add(
         self, box: tuple[float, float, float, float], image: int, label: int, crowd: bool, where: str | int
@@ -67,8 +69,14 @@ class Table:
         boxes, image, label, crowd, own = boxes[order], image[order], label[order], crowd[order], own[order]
         cut = np.searchsorted(image, np.arange(len(self.paths) + 1))
         known = None if exhaustive else frozenset(classes[name] for name in self.names if name in classes)
+
+        def labelled(of: np.ndarray) -> frozenset[int] | None:
+            return frozenset(of.tolist()) if self.alone and not exhaustive else known
+
         return [
-            ImageRecord(Path(path), size, boxes[a:b], label[a:b], crowd[a:b], known, self._shapes(own[a:b]))
+            ImageRecord(
+                Path(path), size, boxes[a:b], label[a:b], crowd[a:b], labelled(label[a:b]), self._shapes(own[a:b])
+            )
             for path, size, a, b in zip(self.paths, self.sizes, cut[:-1].tolist(), cut[1:].tolist(), strict=True)
             if size is not None
         ]

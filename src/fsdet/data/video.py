@@ -53,6 +53,7 @@ class Video:
             self._capture.release()
             raise DataError(self._unusable())
         rate, announced = (self._capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self._start = float(self._capture.get(cv2.CAP_PROP_POS_MSEC))
         self.rate = rate if RATES[0] <= rate <= RATES[1] else USUAL_RATE
         self.announced = int(announced) if isinstance(source, Path) and 0 < announced < 1e9 else 0
 
@@ -86,6 +87,17 @@ class Video:
                 self.read, failed, before = self.read + 1, 0, now
                 yield self._last, np.ascontiguousarray(frame[..., ::-1])
             frame = self._grab()
+
+    def seek(self, number: int) -> bool:
+        """Let `frames` begin anew at frame `number`; False where time stamps do not say that it is that one.
+
+        After False nothing can be told of where the video stands: open it again.
+        """
+        self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
+        self._first = self._grab()
+        since = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) - self._start
+        self._last = number - 1
+        return self._first is not None and abs(since * self.rate / 1000 - number) < 0.1
 
     def told(self) -> str:
         """A sentence when the file held fewer frames than its header says, after all were read; else nothing."""
