@@ -15,7 +15,7 @@ from fsdet.pictures.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 MADE_BY = '<meta name="generator" content="fsdet report">'
-SIDE, QUALITY = 144, 80  # px of a picture's longer side, JPEG
+SIDE, QUALITY = 168, 80  # px of a picture's longer side, JPEG
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def class_card(name: str, facts: Sequence[str], lanes: Sequence[str], shade: str
 
 
 def figures(pairs: Sequence[tuple[str, str]]) -> str:
-    """Large figures, each over what it is."""
+    """Large figures: (value, what it is)."""
     cards = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in pairs
     )
@@ -127,9 +127,14 @@ def _row(row: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 
 
-def folded(summary: str, text: str) -> str:
-    """Long text, closed until it is asked for."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>" if text else ""
+def folded(summary: str, content: str) -> str:
+    """HTML that is closed until it is asked for."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+
+
+def verbatim(text: str) -> str:
+    """Text as it is written, line by line."""
+    return f"<pre>{escape(text)}</pre>" if text else ""
 
 
 def _class(kind: str) -> str:

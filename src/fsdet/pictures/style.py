@@ -33,7 +33,7 @@ a:hover,a:focus-visible{text-decoration:underline}
 .strip{display:flex;gap:8px;overflow-x:auto;padding:3px 3px 6px;scrollbar-width:thin}
 .tiles{display:grid;gap:10px;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));margin:12px 0}
 .tiles.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr))}
-figure{margin:0;flex:0 0 auto;width:96px}
+figure{margin:0;flex:0 0 auto;width:104px}
 .tiles figure{width:auto}
 figure img{display:block;width:100%;height:auto;border-radius:8px;border:2px solid var(--tone,var(--rule))}
 figcaption{font-size:.74rem;color:var(--soft);line-height:1.3;margin-top:3px;overflow-wrap:anywhere}
@@ -54,7 +54,7 @@ thead th{color:var(--soft);font-size:.8rem;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}
 th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:8em;max-width:22em}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px;font-size:.8rem}
-details{margin:8px 0}
+details{margin:10px 0}
 summary{cursor:pointer;color:var(--line)}
 footer{margin-top:48px;color:var(--soft);font-size:.82rem;overflow-wrap:anywhere}
 @media(max-width:520px){main{padding:20px 12px 48px}

@@ -30,6 +30,8 @@ from fsdet.tasks.webpage.exhibit import Exhibit
 
 log = logging.getLogger("fsdet")
 IMAGES = 200  # of the test split that are looked at
+LARGEST = 7_500_000  # characters of a page; of one that is larger, shares of the pictures are left out
+SHARES = (1.0, 0.5, 0.2, 0.05)
 
 
 def write_page(run: Path, out: Path, *, data: str | None = None, most: int = IMAGES, device: str = "auto") -> Path:
@@ -43,10 +45,14 @@ def write_page(run: Path, out: Path, *, data: str | None = None, most: int = IMA
     history = read_history(run)
     refuse_foreign(out, "a page of fsdet report", is_page)
     results = _results(run)
-    shown = [*tables.sections(results, run.name), *_looked(history, results, data, most, device),
-             curves.training(history), curves.setting(history)]  # fmt: skip
-    told = f"{history.last_step} steps, {'finished' if history.finished else 'unfinished'}"
-    text = page(f"{run.resolve().name}: report of a run", told, shown, f"Made by fsdet {__version__} of {run}.")
+    exhibit, missing = _looked(history, results, data, most, device)
+    before, after = tables.sections(results, run.name), [curves.training(history), curves.setting(history)]
+    told = f"step {history.last_step}, {'finished' if history.finished else 'unfinished'}"
+    for share in SHARES:
+        shown = [*before, *(cards.sections(exhibit, share) if exhibit else missing), *after]
+        text = page(f"{run.resolve().name}: report of a run", told, shown, f"Made by fsdet {__version__} of {run}.")
+        if len(text) <= LARGEST:
+            break
     return write_durably(out, text.encode("utf-8", errors="replace"))
 
 
@@ -58,15 +64,16 @@ def _results(run: Path) -> Mapping[str, Any]:
     return found if judge.is_of_a_split(found) else read_results(path)
 
 
-def _looked(history: History, results: Mapping[str, Any], data: str | None, most: int, device: str) -> list[Section]:
-    """The sections of a look at the test split, or one that says why there was none."""
+def _looked(history: History, results: Mapping[str, Any], data: str | None, most: int,
+            device: str) -> tuple[Exhibit | None, list[Section]]:  # fmt: skip
+    """What a look at the test split shows, or a section that says why there was none."""
     try:
-        return cards.sections(_look(history, results, data, most, device))
+        return _look(history, results, data, most, device), []
     except (CheckpointError, ConfigError, DataError) as error:
         if data:
             raise
         log.warning("no pictures on the page: %s", error)
-        return [Section("Classes", "", f"No pictures: {error}")]
+        return None, [Section("Classes", "", f"No pictures: {error}")]
 
 
 def _look(history: History, results: Mapping[str, Any], data: str | None, most: int, device: str) -> Exhibit:

@@ -22,31 +22,33 @@ from fsdet.pictures.page import (
 )
 from fsdet.tasks.webpage.exhibit import Exhibit
 
-CARDS, PICTURES = 40, 560  # classes with a card; pictures on all of them, of about 8 kB
-LEAST, MOST = 3, 12  # pictures of a lane
+CARDS, PICTURES = 40, 720  # classes with a card; pictures on all of them, of 4 to 12 kB
+LEAST, MOST = 1, 12  # pictures of a lane
 WORST = 24  # false positives of all classes
 LEGEND = 40  # classes with an entry in a legend
 WHOLE = 420  # px of a whole image
+TONES = {HIT: (60, 225, 120), FALSE: (255, 96, 76)}  # of boxes
 WORDS = {HIT: "found", MISS: "missed", FALSE: "false"}
 
 
-def sections(exhibit: Exhibit) -> list[Section]:
-    """What there is to see, in the order of a page."""
+def sections(exhibit: Exhibit, share: float = 1.0) -> list[Section]:
+    """What there is to see, in the order of a page; share: of the usual number of pictures a class."""
     by = {label: {kind: [] for kind in KINDS} for label in exhibit.shown}
     for one in exhibit.outcomes:
         by[one.label][one.kind].append(one)
     told = _order(exhibit, by)
-    each = min(MOST, max(LEAST, PICTURES // (4 * max(len(told), 1))))
+    each = min(MOST, max(LEAST, int(share * PICTURES) // (4 * max(len(told), 1))))
     rows = {label: {HIT: _spread(of[HIT], each), MISS: of[MISS][:each], FALSE: of[FALSE][:each]}
             for label, of in by.items() if label in told}  # fmt: skip
     worst = [one for one in exhibit.outcomes if one.kind == FALSE][:WORST]
-    made = _figures(exhibit, [one for of in rows.values() for kind in KINDS for one in of[kind]] + worst)
+    made = _figures(exhibit, [one for of in rows.values() for kind in KINDS for one in of[kind]])
+    surest = _figures(exhibit, worst, named=True)
     cards = [_card(exhibit, label, by[label], rows[label], made) for label in told]
     left = f" Cards of the {len(told)} classes with the lowest AP50." if len(told) < len(by) else ""
     return [
         Section("Classes", _counts(exhibit, by), exhibit.told + left),
         Section("", "".join(cards)),
-        Section("False positives", tiles([made[id(one)] for one in worst]),
+        Section("False positives", tiles([surest[id(one)] for one in worst]),
                 "Of all classes, the surest first; under each what is there instead." if worst else ""),
         Section("Whole images", tiles([_whole(p) for p in exhibit.chosen], wide=True),
                 "Dashed: the objects of these classes. Solid: what was found." if exhibit.chosen else ""),
@@ -87,10 +89,7 @@ def _card(exhibit: Exhibit, label: int, of: dict, shown: dict, made: dict[int, s
     counts = {kind: len(of[kind]) for kind in KINDS}
     facts = [f"{counts[HIT]} of {counts[HIT] + counts[MISS]} found", f"{counts[FALSE]} false"]
     facts += [f"AP50 {_percent(exhibit.ap50[label])}"] if exhibit.ap50 is not None else []
-    if label in exhibit.thresholds:
-        limit = exhibit.thresholds[label]
-        sure = {kind: sum(o.score >= limit for o in of[kind]) for kind in (HIT, FALSE)}
-        facts.append(f"at the proposed threshold {limit:.2f}: {sure[HIT]} found, {sure[FALSE]} false")
+    facts += [f"from score {exhibit.thresholds[label]:.2f}"] if label in exhibit.thresholds else []
     name = exhibit.names[label]
     supports = [picture(_drawn(p), "", name=f"{name}, support {i + 1}")
                 for i, p in enumerate(exhibit.supports.get(label, ()))]  # fmt: skip
@@ -101,27 +100,27 @@ def _card(exhibit: Exhibit, label: int, of: dict, shown: dict, made: dict[int, s
     return class_card(name, facts, lanes, shade_of(label))
 
 
-def _figures(exhibit: Exhibit, wanted: Sequence[Outcome]) -> dict[int, str]:
-    """{id of an outcome: its figure}; every image is read once."""
+def _figures(exhibit: Exhibit, wanted: Sequence[Outcome], named: bool = False) -> dict[int, str]:
+    """{id of an outcome: its figure}, with the class below it where `named`; every image is read once."""
     made: dict[int, str] = {}
-    for index in sorted({one.image for one in wanted}):
-        image = read_rgb(exhibit.records[index].path)
-        for one in wanted:
-            if one.image == index and id(one) not in made:
-                made[id(one)] = _figure(exhibit, one, image)
+    image, read = np.empty((0, 0, 3), np.uint8), -1
+    for one in sorted(wanted, key=lambda one: one.image):
+        if one.image != read:
+            image, read = read_rgb(exhibit.records[one.image].path), one.image
+        made[id(one)] = _figure(exhibit, one, image, named)
     return made
 
 
-def _figure(exhibit: Exhibit, one: Outcome, image: np.ndarray) -> str:
+def _figure(exhibit: Exhibit, one: Outcome, image: np.ndarray, named: bool) -> str:
     name, why = exhibit.names[one.label], _why(exhibit, one)
     if exhibit.whole:
         shown = Picture(image)
     else:
         crop, box = around(image, one.box)
-        mark = {"truth": box[None]} if one.kind == MISS else {"boxes": box[None], "colours": [one.label]}
+        mark = {"truth": box[None]} if one.kind == MISS else {"boxes": box[None], "colours": [TONES[one.kind]]}
         shown = Picture(crop, **mark)
     score = f"{one.score:.2f}" if one.kind != MISS else ""
-    caption = f"{name} {score}: {why}" if one.kind == FALSE else " ".join(filter(None, (score, why)))
+    caption = " ".join(filter(None, (name if named else "", score, why)))
     return picture(_drawn(shown), caption, one.kind, f"{name}, {WORDS[one.kind]} {score} {why}".strip())
 
 

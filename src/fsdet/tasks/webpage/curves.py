@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A run's records as sections of a page: how training went, with what, on what."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from fsdet.engine.history import History, Row
 from fsdet.files import read_json
 from fsdet.pictures.charts import Series, line_chart, shade_of
-from fsdet.pictures.page import Section, charts, folded, keys, table
+from fsdet.pictures.page import Section, charts, folded, keys, table, verbatim
 
 SMOOTH = 40  # parts of a run over which a line is averaged
 LISTED = 20  # red flags
@@ -42,8 +41,7 @@ def setting(history: History) -> Section:
     rows = [[str(key), ", ".join(f"{k} {v}" for k, v in value.items() if v) if isinstance(value, dict) else
              " ".join(map(str, value)) if isinstance(value, list) else str(value)]
             for key, value in place.items() if value is not None]  # fmt: skip
-    told = folded("configuration (config.yaml)", text)
-    told += folded("environment (environment.json)", json.dumps(place, indent=1, ensure_ascii=False) if place else "")
+    told = folded("configuration (config.yaml)", verbatim(text))
     return Section("Configuration and environment", table(["environment", ""], rows, "environment") + told)
 
 

@@ -67,17 +67,20 @@ def look(trained: Trained, config: Config, data: DataSet, results: Mapping[str, 
     store = ImageStore(records, trained.spec["image_size"])
     found = over_readable(store, lambda: _detections(trained, store, sought.words))
     scores = Scorer(store.records, len(data.names), config.eval.metric).score(found)
-    seen = outcomes(store.records, found, dict.fromkeys(sought.words.columns(torch.device("cpu"))[1].tolist(), USUAL))
+    labels = sought.words.columns(torch.device("cpu"))[1].tolist()
+    limits = dict.fromkeys(labels, USUAL) | dict(sought.thresholds)
+    seen = outcomes(store.records, found, limits)
     shown = set(sought.classes)
     places = None
     if sought.prototypes is not None:
         places = places_of(trained.model, store, trained.spec["support_size"], sought.classes, sought.prototypes,
                            sought.shots)  # fmt: skip
     return Exhibit(
-        f"{told}, looked at for this page by {trained.path.name}; {sought.told}. Found: score from {USUAL:g} and IoU "
-        f"above .5.", data.names, sought.classes, store.records, [o for o in seen if o.label in shown], USUAL,
+        f"{told}, looked at for this page by {trained.path.name}; {sought.told}. Found: IoU above .5 and a score from "
+        f"{'the threshold that registration proposes' if sought.thresholds else f'{USUAL:g}'} up, as fsdet predict has "
+        "it.", data.names, sought.classes, store.records, [o for o in seen if o.label in shown],
         supports=_supports(trained, data, sought), thresholds=sought.thresholds, precision=scores.class_precision,
-        ap50=scores.class_ap50, chosen=_chosen(store.records, found, seen, shown, data.names),
+        ap50=scores.class_ap50, chosen=_chosen(store.records, found, seen, limits, shown, data.names),
         places=places)  # fmt: skip
 
 
@@ -161,11 +164,11 @@ def _supports(trained: Trained, data: DataSet, sought: Sought) -> dict[int, list
     return out
 
 
-def _chosen(records: Sequence[ImageRecord], found: Sequence[Detections], seen: Sequence[Outcome], shown: set[int],
-            names: Sequence[str]) -> list[Picture]:  # fmt: skip
+def _chosen(records: Sequence[ImageRecord], found: Sequence[Detections], seen: Sequence[Outcome],
+            limits: Mapping[int, float], shown: set[int], names: Sequence[str]) -> list[Picture]:  # fmt: skip
     """Images, evenly taken, among those that hold or are said to hold one of the classes."""
     telling = sorted({o.image for o in seen if o.label in shown})
     rows = np.unique(np.linspace(0, max(0, len(telling) - 1), min(IMAGES_SHOWN, len(telling))).round().astype(int))
-    limit = torch.full((len(names),), USUAL)
+    limit = torch.tensor([limits.get(label, torch.inf) for label in range(len(names))])
     return [query_picture(records[i].kept(np.isin(records[i].labels, sorted(shown))), found[i].above(limit), names)
             for i in (telling[row] for row in rows)]  # fmt: skip

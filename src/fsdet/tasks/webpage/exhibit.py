@@ -28,8 +28,8 @@ class Places:
 class Exhibit:
     """told: what was looked at. names: by label. shown: the labels of the classes it is about. records: the images.
 
-    outcomes: of those classes, from score `limit` up, best first. whole: an outcome is an image, not a box in one.
-    supports: {label: what the class was registered or trained from}. thresholds: {label: proposed by registration}.
+    outcomes: of those classes, best first. whole: an outcome is an image, not a box in one. supports: {label: what the
+    class was registered or trained from}. thresholds: {label: the score from which it is found}.
     precision [C, 101] over recall, ap50 [C]: on these images. chosen: whole images with what was found.
     """
 
@@ -38,7 +38,6 @@ class Exhibit:
     shown: Sequence[int]
     records: Sequence[ImageRecord]
     outcomes: Sequence[Outcome]
-    limit: float
     whole: bool = False
     supports: Mapping[int, Sequence[Picture]] = field(default_factory=dict)
     thresholds: Mapping[int, float] = field(default_factory=dict)

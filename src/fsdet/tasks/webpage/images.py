@@ -30,7 +30,7 @@ def look_classifier(trained: Trained, config: Config, data: DataSet, most: int) 
             seen.append(Outcome(FALSE, i, said, box, float(row[said]), OTHER, true))
     return Exhibit(f"{told}, looked at for this page by {trained.path.name}; an image is taken for the class with the "
                    "largest score.", data.names, range(len(data.names)), judge.store.records,
-                   sorted(seen, key=lambda one: -one.score), 0.0, whole=True)  # fmt: skip
+                   sorted(seen, key=lambda one: -one.score), whole=True)  # fmt: skip
 
 
 @torch.inference_mode()
@@ -43,7 +43,7 @@ def look_maskrcnn(trained: Trained, config: Config, data: DataSet, most: int) ->
     seen = outcomes(records, found, dict.fromkeys(classes, maskrcnn.SHOWN_FROM))
     return Exhibit(f"{told}, looked at for this page by {trained.path.name}. Found: box score from "
                    f"{maskrcnn.SHOWN_FROM:g} and IoU of boxes above .5.", data.names, classes, records, seen,
-                   maskrcnn.SHOWN_FROM, precision=scores.class_precision, ap50=scores.class_ap50,
+                   precision=scores.class_precision, ap50=scores.class_ap50,
                    chosen=judge.pictures(trained.model)[:6])  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fsdet.evaluation.summary import cells, per_class_cells
 from fsdet.pictures.charts import Series, line_chart
-from fsdet.pictures.page import Section, charts, figures, table
+from fsdet.pictures.page import Section, charts, figures, folded, table
 from fsdet.tasks import judge
 
 CURVES = (("nAP50", "novel AP50", "var(--line)"), ("bAP50", "base AP50", "var(--miss)"))
@@ -23,12 +23,9 @@ def sections(results: Mapping[str, Any], name: str) -> list[Section]:
         return _of_a_split(results)
     head, rows, told = cells([results], [name])
     classes = per_class_cells([results], [name]) if results.get("per_class") else ((), [])
-    return [
-        Section("", figures(_large(results["shots"]))),
-        Section("Results", table(head, rows, "results by shots") + _against_k(results), " ".join(told)),
-        Section("AP50 by class", table(*classes, "AP50 by class and shots"),
-                "Per cent, mean and 95 % interval over the draws of results.json." if classes[1] else ""),
-    ]  # fmt: skip
+    by_class = folded("AP50 by class and shots, in per cent", table(*classes, "AP50 by class and shots"))
+    content = figures(_large(results["shots"])) + table(head, rows, "results by shots") + by_class + _against_k(results)
+    return [Section("Results", content, f"From results.json. {'; '.join(told)}.")]
 
 
 def _of_a_split(results: Mapping[str, Any]) -> list[Section]:
@@ -38,14 +35,14 @@ def _of_a_split(results: Mapping[str, Any]) -> list[Section]:
         rows = [[name, *map(str, row)] for name, row in zip(results["names"], results["confusion"], strict=True)]
         confusion = table(["taken for, of true:", *results["names"]], rows, "confusion matrix")
     told = f"{results['task']}, {results['images']} images of split {results['split']}, per cent, from results.json."
-    return [Section("", figures(shown)), Section("Results", confusion, told)]
+    return [Section("Results", figures(shown) + confusion, told)]
 
 
 def _large(shots: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(value, what it is) of the largest K."""
     k = max(shots, key=int)
     wanted = (("nAP50", f"novel AP50, {k} shots"), ("nAP", f"novel AP, {k} shots"), ("bAP50", "base AP50"),
-              ("HM50", "harmonic mean"), ("recall", f"novel recall, {k} shots"))  # fmt: skip
+              ("HM50", "harmonic mean of the AP50s"), ("recall", f"novel recall, {k} shots"))  # fmt: skip
     pairs = [(_percent(shots[k].get(key, {}).get("mean")), text) for key, text in wanted]
     false = shots[k].get("fp_per_image", {}).get("mean")
     pairs += [(f"{false:.2f}", "false positives an image")] if false is not None else []
