@@ -34,8 +34,11 @@ def waits_of(act) -> list[str]:
     return counted.seen
 
 
-@pytest.mark.parametrize("one", [lambda x: x[x > 0], lambda x: x.max().item(), lambda x: x.unique(),
-                                 lambda x: x.nonzero(), lambda x: x.masked_select(x > 0), lambda x: bool(x.any())])  # fmt: skip
+BY_VALUE = [lambda x: x[x > 0], lambda x: x.max().item(), lambda x: x.unique(), lambda x: x.nonzero(),
+            lambda x: x.masked_select(x > 0), lambda x: bool(x.any())]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", BY_VALUE)
 def test_what_waits_is_counted(one):
     x = torch.tensor([1.0, -1.0, 2.0])
     assert len(waits_of(lambda: one(x))) == 1
