@@ -15,8 +15,9 @@ SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support",
 
 
 def model_spec(backbone: str, levels: str, classes: int, embed_dim: int, reg_max: int, support: str,
-               proxies: bool, tower_classes: int, encoder: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
-    """The plain values that DualDetector is built from; `encoder` (of vit_spec) is among them only where there is one."""
+               proxies: bool, tower_classes: int,
+               encoder: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The plain values that DualDetector is built from; `encoder`, of vit_spec, only where there is one."""
     values = (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes)
     return dict(zip(SPEC_KEYS, values, strict=True)) | ({"encoder": dict(encoder)} if encoder else {})
 

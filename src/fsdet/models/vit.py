@@ -138,7 +138,7 @@ def _fresh(name: str, image_size: int) -> nn.Module:
             network = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(explain(f"a ViT of timm for {image_size} px", f"'{name}' ({_first_line(error)})",
-                                  "model.vit.name", "name another, such as vit_small_patch14_dinov2")) from error  # fmt: skip
+                                  "model.vit.name", "name another ViT")) from error  # fmt: skip
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is None:
         raise ConfigError(explain("a ViT", f"'{name}', which has no patches", "model.vit.name", "name a ViT of timm"))
@@ -161,9 +161,11 @@ def _filled(name: str, image_size: int, data: bytes, path: Path) -> nn.Module:
         raise _foreign(name, _first_line(error), path) from error
     fitted = {k: v for k, v in fitted.items() if k in own or not k.startswith(CLASSIFIER)}
     missing, extra = [k for k in own if k not in fitted], [k for k in fitted if k not in own]
-    odd += [k for k, v in fitted.items() if k in own and k not in odd and v.shape != own[k].shape]
+    if not odd:
+        odd = [k for k, v in fitted.items() if k in own and v.shape != own[k].shape]
+    wrong = {"missing": missing, "of another shape": odd, "unknown": extra}
     told = [f"{len(names)} tensors {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-            for what, names in (("missing", missing), ("of another shape", odd), ("unknown", extra)) if names]  # fmt: skip
+            for what, names in wrong.items() if names]  # fmt: skip
     if told:
         raise _foreign(name, "; ".join(told), path)
     if bad := next((k for k, v in fitted.items() if v.is_floating_point() and not v.isfinite().all()), None):
@@ -181,8 +183,8 @@ def _foreign(name: str, got: str, path: Path) -> CheckpointError:
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
         got = "a folder" if path.is_dir() else "nothing there"
-        raise CheckpointError(explain("a file of the ViT's weights", got, str(path), "put it there (model.vit.weights); "
-                                      "beside the checkpoint it is found, too, and nothing is downloaded"))  # fmt: skip
+        cure = "put it there (model.vit.weights) or beside the checkpoint; nothing is downloaded"
+        raise CheckpointError(explain("a file of the ViT's weights", got, str(path), cure))
     return path.read_bytes()
 
 
