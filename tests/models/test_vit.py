@@ -133,6 +133,13 @@ def test_in_use_and_in_training_it_is_the_same_and_either_may_come_first(file):
     assert torch.equal(first, detector(file).instances(windows, boxes))
 
 
+def test_autocast_does_not_reach_it(file):
+    model, windows, boxes = detector(file), torch.rand(1, 3, 96, 96), torch.tensor([[20.0, 20, 60, 60]])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model.encoder(windows.bfloat16().float(), boxes)
+    assert torch.equal(low, model.encoder(windows.bfloat16().float(), boxes)) and low.dtype == torch.float32
+
+
 def test_another_file_of_the_same_name_is_refused_and_makes_another_hash(file, tmp_path):
     moved = tmp_path / "vit.safetensors"
     moved.write_bytes(file.read_bytes())
