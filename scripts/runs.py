@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What the scripts that bring a run about share: the commands they call, and whether a run folder answers them."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ ELSEWHERE = "train beside it with run.dir=checkpoints/NAME, or over it with --ex
 def timed(run: Callable[[list[str]], int], times: dict[str, float], part: str, argv: Sequence[object]) -> None:
     """`fsdet argv...` by `run`, its seconds added under `part`; a failure ends the script with the same exit code."""
     words = [str(word) for word in argv]
-    print(f"== {part}: fsdet {' '.join(words)}", flush=True)
+    print(f"== {part}: fsdet {shlex.join(words)}", flush=True)
     begun = time.monotonic()
     code = run(words)
     times[part] = times.get(part, 0.0) + time.monotonic() - begun

@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -73,6 +74,12 @@ def test_a_finished_run_of_other_settings_is_not_passed_off_as_the_answer(script
     assert script.main(["classifier", "--exist-ok", "optim.lr=0.5"]) == 0 and "--exist-ok" in called[0]
     Path("checkpoints/documents/config.yaml").unlink()
     assert script.guarded(lambda: script.main(["classifier"])) == 2 and "config.yaml" in capsys.readouterr().err
+
+
+def test_the_commands_that_are_told_can_be_pasted(script, called, capsys):
+    assert script.main(["classifier", "run.dir=my runs/one"]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("== train: fsdet "))
+    assert shlex.split(told.partition("fsdet ")[2]) == [str(word) for word in called[1]]
 
 
 def test_the_head_multiplier_is_that_of_every_part_but_the_backbone(script):

@@ -165,6 +165,8 @@ def test_the_command_writes_the_list_and_ends_with_2_under_fail(tmp_path, capsys
     (tmp_path / "notes.txt").write_text("mine")
     assert main([*command[:-1], str(tmp_path / "notes.txt")]) == 2 and (tmp_path / "notes.txt").read_text() == "mine"
     assert head.startswith("#")
+    assert main([*command[:-1], str(tmp_path / "gone/faults.txt")]) == 2 and not (tmp_path / "gone").exists()
+    assert "gone: expected a folder for the list" in capsys.readouterr().err
 
 
 def test_headers_alone_are_read_unless_it_is_deep(root, monkeypatch):

@@ -76,3 +76,11 @@ def test_episode_sheet_without_supports_or_with_more_shots_than_it_shows(tmp_pat
     assert thirty.shape == ten.shape and (thirty != ten).any()  # "+ 20 more"
     with pytest.raises(ShapeError):
         episode_sheet([], [], tmp_path / "c.jpg")
+
+
+def test_a_sheet_tells_what_boxes_mean_where_there_are_any(tmp_path):
+    """Colours of boxes stand above pictures with boxes, true or found; above others only the title does."""
+    bare, true, found = Picture(flat(60)), Picture(flat(60), truth=[[5, 5, 9, 9]]), Picture(flat(60), [[5, 5, 9, 9]])
+    for queries, told in (([bare] * 9, False), ([bare] * 8 + [true], True), ([found] + [bare] * 8, True)):
+        sheet = read(episode_sheet([], queries, tmp_path / "a.jpg", title="step 1"))
+        assert (near(sheet[: GAP + 20, sheet.shape[1] // 2 :], PAPER).mean() < 0.99) == told

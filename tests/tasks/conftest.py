@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A small drawn set and a config that a step takes a moment on."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ def sets(tmp_path_factory):
     from tasks import others
 
     return others.draw(tmp_path_factory.mktemp("others"))
+
+
+@pytest.fixture
+def of_task(sets, tmp_path):
+    """Call with a task beside few-shot detection and overrides: its small config, whose run folder is `run`."""
+    from tasks import others
+
+    return lambda name, *more: others.settings(name, sets[name], tmp_path / "run", *more)
+
+
+@pytest.fixture
+def free_fsync(monkeypatch):
+    """Files are written without a wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def small(data: Path, folder: Path, *overrides: str) -> config.Config:

@@ -3,9 +3,10 @@
 
 import ast
 import json
-import os
 import re
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,10 +17,12 @@ from fsdet import tasks
 from fsdet.cli.main import main
 from fsdet.config import Config
 from fsdet.engine.trainer import Trainer
-from fsdet.errors import CheckpointError, RunFailed, Stopped
+from fsdet.errors import CheckpointError, DataError, RunFailed, Stopped
+from fsdet.evaluation.masks import MaskScorer
 from fsdet.types import Task
 from tasks import others
 
+pytestmark = pytest.mark.usefixtures("free_fsync")
 ENGINE = Path(tasks.__file__).resolve().parents[1] / "engine"
 NAN = float("nan")
 LOSSES = {"classifier": {"cls"}, "maskrcnn": {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}}
@@ -27,11 +30,6 @@ PARTS = {
     "classifier": ["backbone", "attention", "classifier"],
     "maskrcnn": ["backbone", "rpn", "box_head", "mask_head"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _free_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(params=others.TASKS)
@@ -46,8 +44,8 @@ def line(name, sets, tmp_path):
 
 
 @pytest.fixture
-def small(name, sets, tmp_path):
-    return lambda *more: others.settings(name, sets[name], tmp_path / "run", *more)
+def small(name, of_task):
+    return partial(of_task, name)
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +127,29 @@ def test_a_file_that_is_gone_is_replaced_and_told(small, monkeypatch):
     assert [r.sample for r in batch.replaced] == [name] and name not in batch.image_ids and not before.replaced
     assert len(batch.image_ids) == len(before.image_ids) and torch.equal(batch.images[0], before.images[0])
     assert task.samples == 8
+
+
+def test_an_image_of_val_that_cannot_be_read_is_left_out_and_named(small, tmp_path, caplog):
+    """The figures are those of the split without it; as an empty image it would be missed objects or a wrong class."""
+    task, without = others.built(small()), others.built(small())
+    records, broken = task.judge.store.records, tmp_path / "broken.png"
+    broken.write_bytes(b"<html>")
+    records[1] = replace(records[1], path=broken)
+    without.judge.store.records.pop(1)
+    if task.name == "maskrcnn":
+        without.judge.scorer = MaskScorer(without.judge.store.records, len(without.data.names))
+    found, wanted = task.evaluate(task.model.eval()), without.evaluate(task.model)
+    assert found == pytest.approx(wanted, nan_ok=True) and len(task.judge.store.records) == 5
+    assert [m for m in caplog.messages if m.startswith("left out of validation, 5 images") and "broken.png" in m]
+    records = task.judge.store.records
+    records[0] = replace(records[0], path=broken)
+    task.judge.store._kept.clear()
+    assert task.illustrate(task.model, tmp_path / "run/episodes", 1)[0].is_file()
+    for i, record in enumerate(task.judge.store.records):
+        task.judge.store.records[i] = replace(record, path=broken)
+    task.judge.store._kept.clear()
+    with pytest.raises(DataError, match=r"broken\.png"):
+        task.evaluate(task.model)
 
 
 def test_check_probe_and_info_look_at_a_configuration(line, name, capsys):

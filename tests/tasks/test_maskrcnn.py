@@ -2,8 +2,8 @@
 """Mask R-CNN: masks that move with their image, the story of a head whose rate explodes, data without outlines."""
 
 import json
-import os
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,13 +17,10 @@ from fsdet.engine.optimizer import build_optimizer
 from fsdet.errors import DataError, RunFailed
 from tasks import others
 
+pytestmark = pytest.mark.usefixtures("free_fsync")
+
 HEADS = ("rpn", "box_head", "mask_head")
 FROZEN_NORM = ("stage.freeze_norm=true", "optim.lr=5e-3", "episode.queries=2", "optim.ema=0.0")
-
-
-@pytest.fixture(autouse=True)
-def _free_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
@@ -32,8 +29,8 @@ def shapes(sets):
 
 
 @pytest.fixture
-def small(shapes, tmp_path):
-    return lambda *more: others.settings("maskrcnn", shapes, tmp_path / "run", *more)
+def small(of_task):
+    return partial(of_task, "maskrcnn")
 
 
 def multiplied(factor):

@@ -2,11 +2,13 @@
 """The sheets of a validation: what is dashed as truth is what was looked for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fsdet.data.sources import load
+from fsdet.errors import DataError
 from fsdet.tasks import loading, validation
 
 EPISODIC = ("stage.name=episodic", "episode.ways=2")
@@ -55,6 +57,42 @@ def test_without_supports_every_base_class_is_dashed(best, settings, monkeypatch
     assert all(Path(image["path"]).is_file() for image in listed["images"])
     assert listed["names"] == list(validator.data.names)
     assert all(c < len(validator.base) for r in validator.store.records for c in r.labels.tolist())
+
+
+def test_an_image_of_val_that_cannot_be_read_is_left_out_and_named(best, settings, tmp_path, caplog):
+    config, model = settings(*EPISODIC), loading.load_trained(best).model
+    data, broken = load(config.data.path), tmp_path / "broken.jpg"
+    broken.write_bytes(b"<html>")
+    validator, without = validation.Validator(config, data), validation.Validator(config, data)
+    validator.store.records[1] = replace(validator.store.records[1], path=broken)
+    without.store.records.pop(1)
+    without._count_on()
+    assert validator.evaluate(model) == pytest.approx(without.evaluate(model), nan_ok=True)
+    assert [m for m in caplog.messages if m.startswith("left out of validation, 5 images") and "broken.jpg" in m]
+
+
+def test_a_support_that_cannot_be_read_is_replaced_and_named(best, settings, monkeypatch, tmp_path, caplog):
+    """Its image is left out of what supports are drawn from, in a validation and in its sheet."""
+    config, model = settings(*EPISODIC), loading.load_trained(best).model
+    data, broken = load(config.data.path), tmp_path / "broken.jpg"
+    broken.write_bytes(b"<html>")
+    validator, without = validation.Validator(config, data), validation.Validator(config, data)
+
+    def damage() -> None:
+        first = validator.picks[validator.ways[0]][0][0]
+        validator.supports.records[first] = replace(validator.supports.records[first], path=broken)
+        without.supports.records.pop(first)
+        without._draw_supports()
+
+    damage()
+    assert validator.evaluate(model) == pytest.approx(without.evaluate(model), nan_ok=True)
+    assert [m for m in caplog.messages if m.startswith("other supports for validation") and "broken.jpg" in m]
+    damage()
+    assert validator.illustrate(model, tmp_path, 1)[0].is_file() and validator.picks == without.picks
+    for i, record in enumerate(validator.supports.records):
+        validator.supports.records[i] = replace(record, path=broken)
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        validator.evaluate(model)
 
 
 def test_where_no_class_has_enough_instances_the_standard_branch_alone_is_judged(best, settings, monkeypatch, tmp_path,

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsdet.cli._arguments import count, numbers
+from fsdet.cli._arguments import count, existing, numbers
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
 from fsdet.files import is_json_with, refuse_foreign, write_durably
@@ -94,6 +94,7 @@ def _check(args: argparse.Namespace) -> int:
     from fsdet.data.folders import load_folders
 
     if args.list is not None:
+        existing(args.list.parent, "a folder for the list", "make it, or name another file")
         refuse_foreign(args.list, "a list of faults", _is_list)
     data = load_folders(args.data) if args.task == "classifier" else sources.load(args.data)
     report = check(data, deep=args.deep, k=args.shots, policy=args.policy)

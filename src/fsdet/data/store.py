@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Decoded images at training size, kept in memory up to a number of bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -50,6 +50,27 @@ class ImageStore:
             return self._read(index)
         except SampleError:
             return None
+
+    def drop_unreadable(self, among: Iterable[int] | None = None, threads: int = 2) -> list[SampleError]:
+        """Leave out records (all, or those of `among`) whose file cannot be read now; indices close up.
+
+        Returns why, one each.
+        """
+
+        def fault(index: int) -> SampleError | None:
+            try:
+                self._read(index)
+            except SampleError as error:
+                return error
+            return None
+
+        asked = list(range(len(self.records)) if among is None else among)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            faults = {i: error for i, error in zip(asked, pool.map(fault, asked), strict=True) if error}
+        left = [i for i in range(len(self.records)) if i not in faults]
+        self._kept = {new: self._kept[old] for new, old in enumerate(left) if old in self._kept}
+        self.records = [self.records[i] for i in left]
+        return list(faults.values())
 
     def __getstate__(self) -> dict[str, object]:
         """Without the cache: a worker that is spawned reads for itself, one that is forked shares these pages."""

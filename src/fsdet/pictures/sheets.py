@@ -56,18 +56,19 @@ def episode_sheet(
     sheet = Image.new("RGB", (left.width + right.width, head + max(left.height, right.height)), PAPER)
     sheet.paste(left, (0, head))
     sheet.paste(right, (left.width, head))
-    _heading(ImageDraw.Draw(sheet), title, sheet.width)
+    boxed = any(len(query.truth) or len(query.boxes) for query in queries)
+    _heading(ImageDraw.Draw(sheet), title, sheet.width, legend=boxed)
     return save_jpeg(path, sheet)
 
 
-def _heading(pen: ImageDraw.ImageDraw, title: str, width: int) -> None:
-    """The title on the left; what the colours mean on the right, where there is room for it."""
-    legend, letters = "dashed green: truth    solid: prediction", font(13, bold=False)
+def _heading(pen: ImageDraw.ImageDraw, title: str, width: int, *, legend: bool) -> None:
+    """The title on the left; with `legend` what colours of boxes mean on the right, where there is room."""
+    told, letters = "dashed green: truth    solid: prediction", font(13, bold=False)
     pen.text((GAP, GAP), title, fill=TEXT, font=font(15))
-    start = width - GAP - round(letters.getlength(legend))
-    if start > GAP + font(15).getlength(title) + 4 * GAP:
+    start = width - GAP - round(letters.getlength(told))
+    if legend and start > GAP + font(15).getlength(title) + 4 * GAP:
         pen.rectangle((start - 20, GAP + 3, start - 8, GAP + 15), outline=TRUTH, width=3)
-        pen.text((start, GAP + 1), legend, fill=TEXT, font=letters)
+        pen.text((start, GAP + 1), told, fill=TEXT, font=letters)
 
 
 def _support_column(supports: Sequence[Picture], cell: int) -> Image.Image:

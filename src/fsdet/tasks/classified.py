@@ -15,7 +15,7 @@ from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.evaluation.classification import figures
 from fsdet.models.classifier import ImageClassifier
 from fsdet.pictures import Picture, episode_sheet
-from fsdet.tasks.supply import chunks, spread, validation_store
+from fsdet.tasks.supply import chunks, over_readable, spread, validation_store
 
 
 class Judge:
@@ -25,8 +25,12 @@ class Judge:
         self.names, self.size = data.names, config.data.image_size
         self.positive = positive_of(config, data.names)
         self.store = validation_store(data.split(split), self.size)
-        self.true = np.array([int(r.labels[0]) for r in self.store.records])
         self.filled = False
+
+    @property
+    def true(self) -> np.ndarray:
+        """[n] class of every image."""
+        return np.array([int(r.labels[0]) for r in self.store.records])
 
     @torch.inference_mode()
     def scores(self, model: ImageClassifier, indices: Sequence[int] | None = None) -> np.ndarray:
@@ -44,17 +48,20 @@ class Judge:
         return both if self.positive == 1 else both[:, ::-1]
 
     def figures(self, model: ImageClassifier) -> tuple[Mapping[str, float], np.ndarray]:
-        return figures(self.scores(model), self.true, self.positive)
+        scores = over_readable(self.store, lambda: self.scores(model))
+        return figures(scores, self.true, self.positive)
 
     def sheet(self, model: ImageClassifier, path: Path, title: str) -> Path:
-        """Fixed images, each with the class that it is taken for, its score, and the true one where that differs."""
-        chosen = spread(len(self.true))
-        pictures = []
+        """Fixed images, each with the class that it is taken for, its score, and the true one beside it."""
+        return episode_sheet([], over_readable(self.store, lambda: self._pictures(model)), path, title=title)
+
+    def _pictures(self, model: ImageClassifier) -> list[Picture]:
+        chosen, true, pictures = spread(len(self.true)), self.true, []
         for i, row in zip(chosen, self.scores(model, chosen), strict=True):
-            said, true = int(row.argmax()), int(self.true[i])
-            text = f"{self.names[said]} {row[said]:.2f}" + ("" if said == true else f", is {self.names[true]}")
+            said = int(row.argmax())
+            text = f"{self.names[said]} {row[said]:.2f}, true: {self.names[true[i]]}"
             pictures.append(Picture(self.store.sample(i).image, title=text))
-        return episode_sheet([], pictures, path, title=title)
+        return pictures
 
 
 def positive_of(config: Config, names: Sequence[str]) -> int:

@@ -21,18 +21,17 @@ from fsdet.errors import DataError, explain
 from fsdet.losses.bce import bce_loss
 from fsdet.losses.focal import focal_loss
 from fsdet.models.classifier import ImageClassifier
-from fsdet.peers import Peers
 from fsdet.pictures import plot_confusion
 from fsdet.tasks import initial
 from fsdet.tasks.classified import Judge, positive_of
-from fsdet.tasks.supply import Supply, judged_split
+from fsdet.tasks.supply import ImageTask
 from fsdet.types import LossReport
 
 LISTED = 20  # errors of the data in a message
 UNEVEN = 3  # times as many images of one class as of another
 
 
-class ClassifierTask:
+class ClassifierTask(ImageTask):
     """What a training step means for an image classifier; satisfies `types.Task`.
 
     Two classes share one logit, the one of `classifier.positive`; more have a column each.
@@ -42,22 +41,11 @@ class ClassifierTask:
     best_metric = "val/fitness"  # the area under the ROC curve
 
     def __init__(self, config: Config, data: DataSet) -> None:
-        self.config, self.data = config, data
-        torch.manual_seed(config.run.seed)
+        super().__init__(config, data)
         self.spec = spec_of(config, len(data.names))
         self.model = ImageClassifier(self.spec)
-        self.objective = nn.Module()
-        self.supply = Supply(config, data)
-        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
         self.positive = positive_of(config, data.names)
         self.pos_weight = self._pos_weight()
-        self.split = judged_split(data)
-
-    def warm(self, threads: int) -> None:
-        self.supply.store.fill(threads)
-
-    def join(self, peers: Peers) -> None:
-        self.supply.part = peers.part(self.config.episode.queries, "episode.queries")
 
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()
@@ -154,7 +142,7 @@ def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTa
         if c.validate_data:
             errors = [*data.report.places(), *errors]  # what the reader has left out
         if errors:
-            got = f"{len(errors)} errors\n  " + "\n  ".join(errors[:LISTED])
+            got = f"{len(errors)} errors\n  " + "\n  ".join(error.partition(". Next: ")[0] for error in errors[:LISTED])
             cure = "mend or remove these files; classifier.validate_data=false trains without those that cannot be read"
             raise DataError(explain("sound data", got, config.data.path, cure))
     task = ClassifierTask(config, data)

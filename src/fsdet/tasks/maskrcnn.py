@@ -24,11 +24,10 @@ from fsdet.data.transforms import Sample, colour, random_affine, warp
 from fsdet.errors import DataError, explain
 from fsdet.evaluation.masks import MaskScorer
 from fsdet.models.maskrcnn import InstanceDetector
-from fsdet.peers import Peers
 from fsdet.pictures import Picture, episode_sheet, plot_labels
 from fsdet.pictures import colour as shade
 from fsdet.tasks import initial
-from fsdet.tasks.supply import Supply, chunks, judged_split, spread, validation_store
+from fsdet.tasks.supply import ImageTask, chunks, over_readable, spread, validation_store
 from fsdet.types import Detections, LossReport
 
 log = logging.getLogger("fsdet")
@@ -38,28 +37,17 @@ PRESETS = {1000: "configs/maskrcnn/under_1000.yaml", 10_000: "configs/maskrcnn/u
 MIN_PIXELS = 4  # of a mask that is left after an image was moved
 
 
-class MaskRcnnTask:
+class MaskRcnnTask(ImageTask):
     """What a training step means for Mask R-CNN; satisfies `types.Task`."""
 
     name = "maskrcnn"
     best_metric = "val/fitness"  # mean of mask AP50 and AP
 
     def __init__(self, config: Config, data: DataSet) -> None:
-        self.config, self.data = config, data
-        torch.manual_seed(config.run.seed)
+        super().__init__(config, data)
         self.spec = spec_of(config, len(data.names))
         self.model = InstanceDetector(self.spec)
-        self.objective = nn.Module()
-        self.supply = Supply(config, data)
-        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
         self.weights = config.maskrcnn.loss_weights.model_dump()
-        self.split = judged_split(data)
-
-    def warm(self, threads: int) -> None:
-        self.supply.store.fill(threads)
-
-    def join(self, peers: Peers) -> None:
-        self.supply.part = peers.part(self.config.episode.queries, "episode.queries")
 
     def param_groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         return self.model.groups()
@@ -148,13 +136,18 @@ class Judge:
     def figures(self, model: InstanceDetector) -> Mapping[str, float]:
         """{mask/AP50, mask/AP, box/AP50, box/AP}, and recall of boxes at IoU .5."""
         self.filled = self.filled or self.store.fill() > 0
-        found, masks = self.detections(model, range(len(self.store.records)))
+        found, masks = over_readable(self.store, lambda: self.detections(model, range(len(self.store.records))))
+        if len(found) != self.scorer.num_images:  # an image has been left out
+            self.scorer = MaskScorer(self.store.records, len(self.names))
         boxes, outlines = self.scorer.score(found), self.scorer.score_masks(found, masks)
         return {"mask/AP50": outlines.ap50(), "mask/AP": outlines.ap(), "box/AP50": boxes.ap50(), "box/AP": boxes.ap(),
                 "box/recall": boxes.recall()}  # fmt: skip
 
     def sheet(self, model: InstanceDetector, path: Path, title: str) -> Path:
         """Fixed images with the masks and boxes found in them, true boxes dashed."""
+        return episode_sheet([], over_readable(self.store, lambda: self._pictures(model)), path, title=title)
+
+    def _pictures(self, model: InstanceDetector) -> list[Picture]:
         chosen = spread(len(self.store.records))
         pictures = []
         for i, found, masks in zip(chosen, *self.detections(model, chosen), strict=True):
@@ -166,7 +159,7 @@ class Judge:
             texts = [f"{self.names[c]} {s:.2f}" for c, s in zip(labels, scores, strict=True)]
             boxes = found.boxes.cpu().numpy()[kept]
             pictures.append(Picture(image.astype(np.uint8), boxes, texts, labels, self.store.records[i].boxes))
-        return episode_sheet([], pictures, path, title=title)
+        return pictures
 
 
 def spec_of(config: Config, classes: int) -> dict[str, Any]:

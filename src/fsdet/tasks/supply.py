@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 
 from fsdet.config import Config
 from fsdet.data.episodes import EpochPlanner
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.unusable import usable
+from fsdet.errors import DataError
+from fsdet.peers import Peers
 from fsdet.tasks.batches import CACHE, jitter_of
 from fsdet.types import ImageRecord, Replaced
 
@@ -56,6 +60,27 @@ class Supply:
         return self.store.records[record].image_id
 
 
+class ImageTask:
+    """What a task on whole images has from its data, however its model looks; part of `types.Task`.
+
+    supply: training images by batch index. split: where validation looks.
+    """
+
+    def __init__(self, config: Config, data: DataSet) -> None:
+        torch.manual_seed(config.run.seed)  # the model is made after this
+        self.config, self.data = config, data
+        self.objective = nn.Module()
+        self.supply = Supply(config, data)
+        self.batches_per_epoch, self.samples = self.supply.per_epoch, len(self.supply.store.records)
+        self.split = judged_split(data)
+
+    def warm(self, threads: int) -> None:
+        self.supply.store.fill(threads)
+
+    def join(self, peers: Peers) -> None:
+        self.supply.part = peers.part(self.config.episode.queries, "episode.queries")
+
+
 def judged_split(data: DataSet) -> str:
     """The split that validation looks at: val, else train, which says so."""
     if not data.has("val"):
@@ -67,6 +92,24 @@ def validation_store(records: Sequence[ImageRecord], size: int) -> ImageStore:
     """At most MOST images of a split, evenly taken, so that every class is among them."""
     step = max(1, -(-len(records) // MOST))
     return ImageStore(records[::step], size, AUTO_BYTES)
+
+
+def over_readable(store: ImageStore, judge: Callable[[], T]) -> T:
+    """What `judge` makes of a store's images. One that cannot be read is left out for good, named in the log.
+
+    It is no image without objects: who asks counts without it, its objects neither found nor missed.
+    Raises:
+        DataError: no image can be read, or the fault lies elsewhere.
+    """
+    try:
+        return judge()
+    except DataError:
+        gone = store.drop_unreadable()
+        for error in gone:
+            log.warning("left out of validation, %d images are left: %s", len(store.records), error)
+        if not store.records:
+            raise
+    return judge()
 
 
 def chunks(count: int) -> Iterator[range]:

@@ -3,10 +3,10 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +23,17 @@ from fsdet.data.transforms import letterbox, support_window
 from fsdet.detect.postprocess import select, to_original
 from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
+from fsdet.errors import DataError
 from fsdet.evaluation.scorer import Scorer
 from fsdet.files import write_durably
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense
 from fsdet.models.prototypes import class_prototypes
 from fsdet.pictures import Picture, episode_sheet
+from fsdet.tasks.supply import over_readable
 from fsdet.types import Detections, ImageRecord
 
+T = TypeVar("T")
 log = logging.getLogger("fsdet")
 VALIDATION_SHOTS = 5
 BATCH = 16
@@ -94,20 +97,28 @@ class Validator:
             log.warning("no split val: validation looks at training images, so best.pt is picked by what it has seen")
         records = data.split("val" if data.has("val") else "train")[:MOST]
         self.store = ImageStore(without_classes(records, data.num_base), self.size, AUTO_BYTES)
-        self.scorer = Scorer(self.store.records, len(data.names), config.eval.metric)
-        self.box_scorer = Scorer([one_class(r) for r in self.store.records], 1, config.eval.metric)
+        self._count_on()
         self.base, self.filled = list(range(len(data.base))), False
         self.compare = config.stage.name == "episodic" and config.stage.mode != "standard"
         if self.compare:
-            train = data.split("train")
-            self.supports = ImageStore(train, self.size)
-            found = support_instances(train, self.base)
-            self.ways = [c for c in self.base if len(found[c]) >= VALIDATION_SHOTS]
-            self.picks = draw_shots(train, self.ways, [VALIDATION_SHOTS], 0, data.names)
+            self.supports = ImageStore(data.split("train"), self.size)
+            self._draw_supports()
             self.compare = bool(self.ways)
             if not self.ways:
                 log.warning("no base class has %d training instances: validation goes by the standard branch alone",
                             VALIDATION_SHOTS)  # fmt: skip
+
+    def _draw_supports(self) -> None:
+        records = self.supports.records
+        found = support_instances(records, self.base)
+        self.ways = [c for c in self.base if len(found[c]) >= VALIDATION_SHOTS]
+        self.picks = draw_shots(records, self.ways, [VALIDATION_SHOTS], 0, self.data.names)
+
+    def _count_on(self) -> None:
+        """What detections are held against: the images of the store as it is."""
+        records, metric = self.store.records, self.config.eval.metric
+        self.scorer = Scorer(records, len(self.data.names), metric)
+        self.box_scorer = Scorer([one_class(r) for r in records], 1, metric)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
@@ -118,11 +129,10 @@ class Validator:
             self.filled = self.store.fill() > 0
         words = {"base": self._own()}
         if self.compare:
-            words["base_by_prototype"] = self._prototype_words(model, self.ways)
-        found: dict[str, list[Detections]] = {name: [] for name in words}
-        for indices, dense, placed in dense_batches(model, self.store, self.size):
-            for name, vocabulary in words.items():
-                found[name] += detect_batch(model, dense, vocabulary, placed, [self.store.records[i] for i in indices])
+            words["base_by_prototype"] = self._over_supports(lambda: self._prototype_words(model, self.ways))
+        found = over_readable(self.store, lambda: self._found(model, words))
+        if len(found["base"]) != self.scorer.num_images:  # an image has been left out
+            self._count_on()
         out = {}
         for name, detections in found.items():
             scores = self.scorer.score([d for d in detections])
@@ -133,8 +143,34 @@ class Validator:
         model.train(was_training)
         return out
 
+    def _found(self, model: DualDetector, words: Mapping[str, Vocabulary]) -> dict[str, list[Detections]]:
+        found: dict[str, list[Detections]] = {name: [] for name in words}
+        for indices, dense, placed in dense_batches(model, self.store, self.size):
+            records = [self.store.records[i] for i in indices]
+            for name, vocabulary in words.items():
+                found[name] += detect_batch(model, dense, vocabulary, placed, records)
+        return found
+
     def _own(self) -> Vocabulary:
         return own_classes(self.base, len(self.base), self.config.stage.mode)
+
+    def _over_supports(self, make: Callable[[], T]) -> T:
+        """What `make` makes of the supports; others are drawn where one's image cannot be read, which the log says.
+
+        Raises:
+            DataError: no class has enough that can be read, or the fault lies elsewhere.
+        """
+        while True:
+            try:
+                return make()
+            except DataError:
+                gone = self.supports.drop_unreadable(sorted({i for picked in self.picks.values() for i, _ in picked}))
+                if gone:
+                    self._draw_supports()
+                if not gone or not self.ways:
+                    raise
+                for error in gone:
+                    log.warning("other supports for validation, as one cannot be read: %s", error)
 
     def _prototype_words(self, model: DualDetector, classes: Sequence[int]) -> Vocabulary:
         flat = [pick for c in classes for pick in self.picks[c]]
@@ -152,13 +188,15 @@ class Validator:
         In stage 2 it is an episode: a few base classes by their support crops, sought in images that hold them; boxes
         of the other classes are not drawn, as nobody looks for them.
         """
+        return over_readable(self.store, lambda: self._illustrated(model, folder, step))
+
+    def _illustrated(self, model: nn.Module, folder: Path, step: int) -> Sequence[Path]:
         model.eval()
-        classes = self.ways[:: max(1, len(self.ways) // SHOWN_WAYS)][:SHOWN_WAYS] if self.compare else self.base
+        classes, words, supports = self.base, self._own(), []
+        if self.compare:
+            classes, words, supports = self._over_supports(lambda: self._shown_ways(model))
         holding = [r for r in self.store.records if set(classes) & set(r.labels.tolist())] or self.store.records
         shown = ImageStore(holding[:SHOWN], self.size)
-        words, supports = self._own(), []
-        if self.compare:
-            words, supports = self._prototype_words(model, classes), self._support_pictures(classes)
         queries, listed = [], []
         for indices, dense, placed in dense_batches(model, shown, self.size):
             records = [shown.records[i] for i in indices]
@@ -171,6 +209,11 @@ class Validator:
         content = {"step": step, "names": list(self.data.names), "images": listed}
         write_durably(sheet.with_suffix(".json"), json.dumps(content).encode())
         return [sheet]
+
+    def _shown_ways(self, model: DualDetector) -> tuple[list[int], Vocabulary, list[Picture]]:
+        """Classes of a sheet, what finds them, and their supports."""
+        classes = self.ways[:: max(1, len(self.ways) // SHOWN_WAYS)][:SHOWN_WAYS]
+        return classes, self._prototype_words(model, classes), self._support_pictures(classes)
 
     def _support_pictures(self, classes: Sequence[int]) -> list[Picture]:
         pictures = []
