@@ -129,4 +129,4 @@ class FewshotTask:
                 "shots": self.batches.shots_a_class, "draw": self.draw,
                 "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
                 "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
-                "data": str(self.config.data.path)}  # fmt: skip
+                "preprocessing": self.validator.prepare.stored(), "data": str(self.config.data.path)}  # fmt: skip
