@@ -80,6 +80,8 @@ def rebuilt(path: str | Path, content: Mapping[str, Any], model: nn.Module, plac
     except RuntimeError as error:
         raise CheckpointError(explain("weights that fit the checkpoint's own spec", str(error)[:200], str(path),
                                       "the file was edited or damaged; use another checkpoint")) from error  # fmt: skip
+    if encoder := getattr(model, "encoder", None):
+        encoder.beside(path.parent)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Trained(model.to(place).eval(), spec, path, digest)
 
