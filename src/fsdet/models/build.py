@@ -39,7 +39,6 @@ def model_sha256(model: nn.Module) -> str:
         digest.update(encoder.identity.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes()
-        )
+        flat = value.detach().cpu().contiguous().reshape(-1)  # flat: 1x1 kernels have strides that no view takes
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
