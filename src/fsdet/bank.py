@@ -3,8 +3,9 @@
 in their images, in one safetensors file with the model's hash."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,9 @@ class PrototypeBank:
 
     negatives: N tensors [m_i, D] of unit rows, of places in the support images that are not the object; negative_shots:
     N int64 tensors [m_i], the shot each is from. thresholds: N scores in [0, 1], None where none was proposed.
-    calibrated: N texts, what the threshold was read from. What is not given is empty.
+    calibrated: N texts, what the threshold was read from. sources: N tuples of K_i texts, the file each shot is from.
+    made_by: plain facts of the model, told where a bank of another one is refused. What is not given is empty.
+    Every change makes a new bank. Names are text that can be printed in a line, in Unicode's composed form.
     """
 
     names: tuple[str, ...]
@@ -35,6 +38,8 @@ class PrototypeBank:
     negative_shots: tuple[Tensor, ...] = ()
     thresholds: tuple[float | None, ...] = ()
     calibrated: tuple[str, ...] = ()
+    sources: tuple[tuple[str, ...], ...] = ()
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_classes()
@@ -44,6 +49,7 @@ class PrototypeBank:
             "negative_shots": (torch.zeros(0, dtype=torch.int64),) * n,
             "thresholds": (None,) * n,
             "calibrated": ("",) * n,
+            "sources": tuple(("",) * len(t) for t in self.instances),
         }
         for name, empty in fill.items():
             if not getattr(self, name):
@@ -51,11 +57,14 @@ class PrototypeBank:
         fits = all(len(getattr(self, name)) == n for name in fill) and all(
             rows.dim() == 2 and rows.shape[1] == own.shape[1] and shots.shape == rows.shape[:1]
             and (not len(shots) or (0 <= int(shots.min()) and int(shots.max()) < len(own)))
-            for own, rows, shots in zip(self.instances, self.negatives, self.negative_shots, strict=False)
+            and len(sources) == len(own)
+            for own, rows, shots, sources in zip(self.instances, self.negatives, self.negative_shots, self.sources,
+                                                 strict=False)
         )  # fmt: skip
         if not fits or any(t is not None and not 0 <= t <= 1 for t in self.thresholds):
             raise ShapeError(
                 f"PrototypeBank expects [m, D] negatives, [m] shots, a threshold in [0, 1] or None, a text per name, "
+                f"a source a shot, "
                 f"got shapes {[list(t.shape) for t in self.negatives]}, thresholds {list(self.thresholds)}"
             )
 
@@ -79,10 +88,30 @@ class PrototypeBank:
             return torch.zeros(0, 0)
         return torch.nn.functional.normalize(torch.stack([t.float().mean(0) for t in self.instances]), dim=-1)
 
+    def add(self, name: str, instances: Tensor, sources: Iterable[str] = ()) -> "PrototypeBank":
+        """The bank with more shots of class `name`, which may be new.
+
+        Args:
+            instances: [K, D] unit rows. sources: K texts, where the shots are from; empty for unknown.
+        Raises:
+            UserError: a name that is none.
+        """
+        given = tuple(sources)
+        return self.merge(PrototypeBank((class_name(name),), (instances,), self.model_sha256,
+                                        sources=(given,) if given else ()))  # fmt: skip
+
+    def beside(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> "PrototypeBank":
+        """The bank with {name: (more negatives [m, D], the shot [m] each is from)} after what it had."""
+        rows = dict(zip(self.names, self._rows(), strict=True))
+        for name, (negatives, shots) in found.items():
+            own = rows[name]
+            rows[name] = (own[0], torch.cat((own[1], negatives)), torch.cat((own[2], shots)), *own[3:])
+        return self._of(rows)
+
     def merge(self, other: "PrototypeBank") -> "PrototypeBank":
         """Classes of both, all instances kept; a class of both keeps the larger threshold, as its shots have not been
         calibrated together. Raises CheckpointError when `other` is of other weights."""
-        other.check_model(self.model_sha256, "the other bank")
+        other.check_model(self.model_sha256, "the other bank", self.made_by)
         merged = dict(zip(self.names, self._rows(), strict=True))
         for name, row in zip(other.names, other._rows(), strict=True):
             merged[name] = _joined(merged[name], row) if name in merged else row
@@ -90,12 +119,12 @@ class PrototypeBank:
 
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
-        self._know(name)
+        name = self._known(name)
         return self._of({n: row for n, row in zip(self.names, self._rows(), strict=True) if n != name})
 
     def rename(self, name: str, new: str) -> "PrototypeBank":
-        """Class `name` under the name `new`, in its place. Raises UserError without such a class, or with that name."""
-        self._know(name)
+        """Class `name` as `new`, in its place. Raises UserError when there is none, or `new` is taken or no name."""
+        name, new = self._known(name), class_name(new)
         if new in self.names:
             raise UserError(explain("a name that no class has", repr(new), "bank", "merge two banks to join classes"))
         return replace(self, names=tuple(new if n == name else n for n in self.names))
@@ -107,9 +136,9 @@ class PrototypeBank:
         Raises:
             UserError: no such class or shot, or none would be left.
         """
-        self._know(name)
+        name = self._known(name)
         rows = dict(zip(self.names, self._rows(), strict=True))
-        instances, negatives, owners, threshold, how = rows[name]
+        instances, negatives, owners, threshold, how, sources = rows[name]
         count, gone = len(instances), sorted(set(shots))
         if wrong := [k + 1 for k in gone if not 0 <= k < count]:
             raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), "bank",
@@ -122,13 +151,16 @@ class PrototypeBank:
         place = torch.full((count,), -1)
         place[kept] = torch.arange(len(kept))
         told = f"{how}; before shots were dropped" if how and "dropped" not in how else how
-        rows[name] = (instances[kept], negatives[stays], place[owners[stays]], threshold, told)
+        rows[name] = (instances[kept], negatives[stays], place[owners[stays]], threshold, told,
+                      tuple(sources[k] for k in kept))  # fmt: skip
         return self._of(rows)
 
-    def _know(self, name: str) -> None:
-        if name not in self.names:
+    def _known(self, name: str) -> str:
+        known = name if name in self.names else class_name(name)
+        if known not in self.names:
             raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), "bank",
-                                    f"name a registered class.{did_you_mean(name, self.names)}"))  # fmt: skip
+                                    f"name a registered class.{did_you_mean(known, self.names)}"))  # fmt: skip
+        return known
 
     def proposed(self, thresholds: Mapping[str, tuple[float, str]]) -> "PrototypeBank":
         """The bank with {name: (threshold, what it was read from)} in place of what it had for those classes."""
@@ -139,31 +171,35 @@ class PrototypeBank:
     def describe(self) -> list[str]:
         """A line a class: instances, threshold and what that was read from."""
         lines = []
-        for name, (rows, negatives, _, threshold, how) in zip(self.names, self._rows(), strict=True):
+        for name, (rows, negatives, _, threshold, how, _) in zip(self.names, self._rows(), strict=True):
             kept = f"{len(rows)} instance{'s' * (len(rows) != 1)}, {len(negatives)} of what is beside them"
             lines.append(f"{name}: {kept}; threshold {'none' if threshold is None else f'{threshold:.3f}'}"
                          + (f" ({how})" if how else ""))  # fmt: skip
         return lines
 
     def _rows(self) -> list[tuple]:
-        columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated)
+        columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated, self.sources)
         return list(zip(*columns, strict=True))
 
     def _of(self, rows: Mapping[str, tuple]) -> "PrototypeBank":
         return PrototypeBank(tuple(rows), tuple(r[0] for r in rows.values()), self.model_sha256,
-                             *(tuple(r[i] for r in rows.values()) for i in range(1, 5)))  # fmt: skip
+                             *(tuple(r[i] for r in rows.values()) for i in range(1, 6)), self.made_by)  # fmt: skip
 
-    def check_model(self, sha256: str, where: str) -> None:
-        """Raises CheckpointError unless the bank was made by the weights with this hash."""
-        if sha256 != self.model_sha256:
-            raise CheckpointError(explain(f"a bank made by these weights ({sha256[:12]})",
-                                          f"one of other weights ({self.model_sha256[:12]})", where,
-                                          "register the classes again with fsdet register"))  # fmt: skip
+    def check_model(self, sha256: str, where: str, facts: Mapping[str, str] | None = None) -> None:
+        """Raises CheckpointError, with the `facts` that differ, unless the weights of this hash made the bank."""
+        if sha256 == self.model_sha256:
+            return
+        both = {key: (value, self.made_by[key]) for key, value in (facts or {}).items() if key in self.made_by}
+        differ = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+        mine, theirs = ("".join(f", {key} {pair[i]}" for key, pair in differ.items()) for i in (0, 1))
+        raise CheckpointError(explain(f"a bank made by these weights ({sha256[:12]}{mine})",
+                                      f"one of other weights ({self.model_sha256[:12]}{theirs})", where,
+                                      "register the classes again with fsdet register"))  # fmt: skip
 
     def save(self, path: Path) -> Path:
         """Write all at once; makes the folder."""
         tensors = {}
-        for i, (rows, negatives, shots, _, _) in enumerate(self._rows()):
+        for i, (rows, negatives, shots, *_) in enumerate(self._rows()):
             tensors[f"instances.{i}"] = rows.detach().float().cpu().clone()
             tensors[f"negatives.{i}"] = negatives.detach().float().cpu().clone()
             tensors[f"negative_shots.{i}"] = shots.detach().long().cpu().clone()
@@ -173,6 +209,8 @@ class PrototypeBank:
             "model_sha256": self.model_sha256,
             "thresholds": json.dumps(self.thresholds),
             "calibrated": json.dumps(self.calibrated, ensure_ascii=False),
+            "sources": json.dumps(self.sources, ensure_ascii=False),
+            "made_by": json.dumps(dict(self.made_by), ensure_ascii=False),
         }
         return write_durably(path, save(tensors, header))
 
@@ -203,14 +241,29 @@ class PrototypeBank:
                 instances, *rest = (tuple(file.get_tensor(f"{kind}.{i}") for i in range(len(names))) for kind in kinds)
                 if rest:
                     rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
-                return PrototypeBank(names, instances, header["model_sha256"], *rest)
+                sources = tuple(tuple(of) for of in json.loads(header.get("sources", "[]")))
+                made_by = dict(json.loads(header.get("made_by", "{}")))
+                return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, made_by=made_by)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
                                           "check the path, or register the classes again")) from error  # fmt: skip
+
+
+def class_name(text: str) -> str:
+    """`text` as a class name: spaces around it off, Unicode composed, so that two spellings of an umlaut are one name.
+
+    Raises:
+        UserError: nothing is left, or it holds a character that is none (a line break).
+    """
+    name = unicodedata.normalize("NFC", str(text)).strip()
+    if not name or any(unicodedata.category(c).startswith("C") for c in name):
+        raise UserError(explain("a class name of characters that can be printed", repr(text), "class name",
+                                "name it otherwise"))  # fmt: skip
+    return name
 
 
 def _joined(one: tuple, two: tuple) -> tuple:
     """Two rows of a class as one."""
     known = [t for t in (one[3], two[3]) if t is not None]
     return (torch.cat((one[0], two[0])), torch.cat((one[1], two[1])), torch.cat((one[2], two[2] + len(one[0]))),
-            max(known, default=None), "larger of two registrations" if known else "")  # fmt: skip
+            max(known, default=None), "larger of two registrations" if known else "", one[5] + two[5])  # fmt: skip

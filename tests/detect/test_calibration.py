@@ -75,6 +75,15 @@ def test_a_shot_is_found_by_the_others_at_its_place_and_wrong_is_what_lies_outsi
 
 
 @torch.no_grad()
+def test_a_shot_without_an_image_helps_to_find_the_others(model):
+    rows = [[axis(0, 0.2), axis(0, -0.3)], [axis(3)]]
+    look = calibrator(model, rows, [[None, Place("b", 0)], [None]])
+    look.look("b", image([BOX, FAR], [axis(1), axis(0, 0.5)]), torch.tensor([BOX]).float())
+    assert look.positives == [[pytest.approx(score(model, axis(1), rows[0][0]), abs=1e-5)], []]
+    assert not look.needs_copies(1) and list(look.proposals()) == [0], "nothing is said of a class without an image"
+
+
+@torch.no_grad()
 def test_a_shot_that_no_box_fits_is_found_with_nothing(model):
     look = calibrator(model, [[axis(0), axis(0)]], [[Place("a", 0), Place("b", 0)]])
     look.look("a", image([FAR], [axis(0)]), torch.tensor([BOX]).float())
@@ -143,12 +152,12 @@ def test_classes_share_their_spreads_and_their_shots(model):
     look = calibrator(model, [[axis(0)], [axis(3)]], [[Place("a", 0)], [Place("a", 1)]])
     look.positives = [[1.0], [1.0]]
     look.negatives = [wrong_places(-2.0, 0.5), wrong_places(-2.0, 1.0)]
-    logits = [logit(p.threshold) for p in look.proposals()]
+    logits = [logit(p.threshold) for p in look.proposals().values()]
     assert logits == pytest.approx([-2 + calibration.TAIL * 0.625, -2 + calibration.TAIL * 0.875], abs=0.05)
     two = [Place("a", 0), Place("b", 0)]
     look = calibrator(model, [[axis(0)] * 2, [axis(3)] * 2], [two, two])
     look.positives, look.negatives = [[0.9, 0.9], [0.1, 0.1]], [wrong_places(6.0, 0.5)] * 2
-    high, low = (p.threshold for p in look.proposals())
+    high, low = (p.threshold for p in look.proposals().values())
     assert 0.1 < low < high < 0.9 and high == propose([0.9] * 2, [1.0] * 9, together=[0.9, 0.9, 0.1, 0.1]).threshold
 
 

@@ -3,11 +3,12 @@
 switch against its formula."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fsdet.detect.scoring import ClassShots, Scoring, Vocabulary, class_scores, own_classes
+from fsdet.detect.scoring import ClassShots, Scoring, Vocabulary, class_scores, own_classes, worth_scoring
 from fsdet.errors import ConfigError
 from fsdet.models.build import build_model, model_spec
 from fsdet.models.heads import Dense, unit
@@ -70,6 +71,27 @@ def test_without_prototypes_scores_are_sigmoids_and_without_anything_empty(model
     dense = dense_of(torch.tensor([[0.0, -50.0, 50.0]]), torch.ones(1, D))
     assert class_scores(model, dense, own_classes((0, 1, 2), 3))[0, 0].tolist() == pytest.approx([0.5, 0.0, 1.0])
     assert class_scores(model, dense, Vocabulary()).shape == (1, 1, 0)
+
+
+@pytest.mark.parametrize("agree", [False, True])
+@pytest.mark.parametrize("least", [0.0, 0.05, 0.3, 0.9, 1.0])
+@torch.no_grad()
+def test_places_left_out_score_nothing_and_the_others_the_same(model, agree, least):
+    torch.manual_seed(2)
+    dense = dense_of(4 * torch.randn(200, 3) - 4, torch.randn(200, D))
+    prototypes = torch.nn.functional.normalize(torch.randn(2, D), dim=-1)
+    words = Vocabulary((0, 2), (0, 2), prototypes, (3, 4), proxies=(1,), proxy_labels=(1,), agree=agree)
+    every = class_scores(model, dense, words)[0]
+    left = worth_scoring(model, dense, words, least)
+    some = class_scores(model, left, words)[0]
+    found = (every.amax(1) > least).nonzero()[:, 0]
+    places = [int((dense.embeddings[0] == row).all(1).nonzero()) for row in left.embeddings[0]]
+    assert set(found.tolist()) <= set(places) and places == sorted(places)
+    torch.testing.assert_close(some, every[places], atol=1e-6, rtol=1e-5)
+    assert least < 0.3 or len(places) < 200
+    switched = replace(words, scoring=Scoring(calibration=0.5))
+    assert worth_scoring(model, dense, switched, least) is dense, "what is lifted is not bounded"
+    assert worth_scoring(model, dense, Vocabulary(), least) is dense
 
 
 def test_no_logit_is_too_large(model):

@@ -2,6 +2,7 @@
 """A trained checkpoint in use: register, predict by folder and by bank, and what is refused before anything is lost."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,25 @@ def test_register_then_predict_by_bank_is_the_same_as_predict_by_folder(best, pl
     assert by_bank == by_folder and by_bank["names"][-2:] == ["mug", "pen"]
     assert {row["image"] for row in by_bank["predictions"]} == {"a.png", "a.jpg"}
     assert {row["branch"] for row in by_bank["predictions"]} == {"standard", "prototype"}
+
+
+def test_a_bank_takes_more_classes_and_shots(best, place, capsys):
+    on_cpu = ["--device", "cpu"]
+    assert main(["register", str(best), "--support", "support", "--into", "my.bank", *on_cpu]) == 2
+    assert "my.bank: expected a bank, got nothing there" in capsys.readouterr().err
+    assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--one-view", *on_cpu]) == 0
+    first = PrototypeBank.load(Path("my.bank"))
+    for name in ("more/pen/2.png", "more/cup/1.png"):
+        Path(name).parent.mkdir(parents=True)
+        shutil.copy("photos/a.png", name)
+    assert main(["register", str(best), "--support", "more", "--into", "my.bank", *on_cpu]) == 0
+    out = capsys.readouterr().out
+    assert "my.bank: 3 classes: mug, pen, cup" in out and "replaces" not in out
+    bank = PrototypeBank.load(Path("my.bank"))
+    assert bank.sources == (("1.png", "2.png"), ("1.png", "2.png"), ("1.png",))
+    assert torch.equal(bank.instances[0], first.instances[0]) and torch.equal(bank.instances[1][:1], first.instances[1])
+    assert main(["bank", "list", "my.bank", "--shots"]) == 0
+    assert "    2  2.png" in capsys.readouterr().out
 
 
 def test_images_of_one_stem_have_a_drawing_each(best, place):
@@ -106,7 +126,7 @@ def test_each_class_is_shown_from_its_own_threshold_up_and_one_number_overrides_
 def test_a_shot_of_something_else_is_named(best, place, caplog, monkeypatch):
     """Three views of one thing and one of another, embedded by colour: two steps of training tell nothing apart."""
 
-    def by_colour(model, instances, size):
+    def by_colour(model, instances, size, views):
         colours = [torch.from_numpy(sample.image.mean((0, 1))).float() - 60 for sample, _ in instances]
         return torch.nn.functional.pad(torch.nn.functional.normalize(torch.stack(colours)), (0, 13))
 

@@ -22,6 +22,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|merge|remove|rename|drop|outliers")
     listing = actions.add_parser("list", help="classes, their instances and thresholds")
     listing.add_argument("bank", type=Path, metavar="BANK")
+    listing.add_argument("--shots", action="store_true", help="also the file that each shot is from")
     merge = actions.add_parser("merge", help="classes of several banks; instances of a shared class are kept together")
     merge.add_argument("banks", nargs="+", type=Path, metavar="BANK")
     merge.add_argument("--out", type=Path, required=True, metavar="BANK")
@@ -63,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
             bank = _changed(bank, args)
             path = bank.save(args.out or args.bank)
     print(f"{path}: {len(bank.names)} classes, weights {bank.model_sha256[:12]}")
-    for line in bank.describe():
+    for line, files in zip(bank.describe(), bank.sources, strict=True):
         print(f"  {line}")
+        if getattr(args, "shots", None) is True:
+            print("\n".join(f"    {k}  {file or 'not known'}" for k, file in enumerate(files, 1)))
     return 0
 
 
@@ -83,11 +86,11 @@ def _tell_outliers(path: Path, bank: "PrototypeBank") -> int:
     """A line for each shot that is far from the others of its class, and how to drop it."""
     from fsdet.detect.calibration import outliers
 
-    found = [(name, row) for name, rows in zip(bank.names, bank.instances, strict=True) for row in outliers(rows)]
-    for name, (shot, likeness, usual) in found:
-        print(
-            f"{name}: shot {shot + 1} is far from the others: cosine {likeness:.2f} to their mean, {usual:.2f} is usual"
-        )
+    classes = zip(bank.names, bank.instances, bank.sources, strict=True)
+    found = [(name, row, files[row[0]]) for name, rows, files in classes for row in outliers(rows)]
+    for name, (shot, likeness, usual), file in found:
+        which = f"shot {shot + 1}" + (f" ({file})" if file else "")
+        print(f"{name}: {which} is far from the others: cosine {likeness:.2f} to their mean, {usual:.2f} is usual")
         print(f"  next, if it is not meant: {typed('fsdet bank drop {} {} {}', path, name, shot + 1)}")
     few = [name for name, rows in zip(bank.names, bank.instances, strict=True) if len(rows) < 3]
     if few:

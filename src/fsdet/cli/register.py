@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank
+fsdet register checkpoints/stage2/best.pt --support more/ --into my.bank
 fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank --adapt
 A support folder has one folder a class: support/<class>/*.jpg, the image being the object, or with a box file.
 With --adapt the detector also trains on these images for some minutes, beside images of the base classes: better at
@@ -15,10 +16,17 @@ from fsdet.files import refuse_foreign
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """CHECKPOINT --support DIR --out BANK [--adapt [--data D] [--steps N]]"""
+    """CHECKPOINT --support DIR --out BANK|--into BANK [--one-view] [--adapt [--data D] [--steps N]]"""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--support", type=Path, required=True, metavar="DIR", help="support/<class>/*.jpg")
-    parser.add_argument("--out", type=Path, required=True, metavar="BANK")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, metavar="BANK", help="a new bank")
+    target.add_argument("--into", type=Path, metavar="BANK", help="a bank to add classes and shots to")
+    parser.add_argument(
+        "--one-view",
+        action="store_true",
+        help="read each shot once, not at three scales and mirrored: six times faster",
+    )
     parser.add_argument("--adapt", action="store_true", help="also fine-tune the detector on the folder: BANK.adapted/")
     parser.add_argument("--data", metavar="D", help="base images for --adapt (default: what it was trained on)")
     parser.add_argument(
@@ -31,6 +39,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     args = parser.parse_args(argv)
     if (args.data or args.steps) and not args.adapt:
         parser.error("expected --adapt beside --data and --steps")
+    if args.adapt and args.into:
+        parser.error("expected --out beside --adapt: an adapted detector has a bank of its own")
     return args
 
 
@@ -41,17 +51,20 @@ def run(args: argparse.Namespace) -> int:
     from fsdet.bank import PrototypeBank
     from fsdet.tasks import use
 
-    refuse_foreign(args.out, "a bank", PrototypeBank.is_bank)
-    old = PrototypeBank.load(args.out).names if args.out.exists() else None
+    out = args.into or args.out
+    if args.into:
+        existing(args.into, "a bank", "make one with --out")
+    refuse_foreign(out, "a bank", PrototypeBank.is_bank)
+    old = PrototypeBank.load(out).names if out.exists() and not args.into else None
     if args.adapt:  # first: it refuses more than registering does, and then nothing is left half done
-        _free(_beside(args.out))
+        _free(_beside(out))
         _adapt(args)
-    bank = use.register(args.checkpoint, args.support, args.out, args.device)
+    bank = use.register(args.checkpoint, args.support, out, args.device, args.into, views=not args.one_view)
     replaced = "" if old is None else f"; replaces a bank of {', '.join(old) or 'no class'}"
-    print(f"{args.out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
+    print(f"{out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
     for line in bank.describe():
         print(f"  {line}")
-    told = typed("fsdet predict {} --bank {} --source IMAGE --out predictions", args.checkpoint, args.out)
+    told = typed("fsdet predict {} --bank {} --source IMAGE --out predictions", args.checkpoint, out)
     print(f"next: {told}")
     return 0
 

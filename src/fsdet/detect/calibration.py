@@ -58,21 +58,23 @@ class Calibrator:
     """Collects what the support images say of each class's scores, one image at a time.
 
     Args:
-        words: what is looked for, with `shots`. places: the shots of each prototype, in the order of its instances.
+        words: what is looked for, with `shots`. places: the shots of each prototype, in the order of its instances, and
+            None for one without an image, which helps to find the others.
     """
 
-    def __init__(self, model: DualDetector, words: Vocabulary, places: Sequence[Sequence[Place]]) -> None:
+    def __init__(self, model: DualDetector, words: Vocabulary, places: Sequence[Sequence[Place | None]]) -> None:
         self.model, self.words, self.places = model, words, places
         self.positives: list[list[float]] = [[] for _ in places]
         self.negatives: list[list[float]] = [[] for _ in places]
         self.held: dict[Hashable, dict[int, list[int]]] = {}
         for column, shots in enumerate(places):
             for k, place in enumerate(shots):
-                self.held.setdefault(place.image, {}).setdefault(column, []).append(k)
+                if place is not None:
+                    self.held.setdefault(place.image, {}).setdefault(column, []).append(k)
 
     def needs_copies(self, column: int) -> bool:
         """Whether a class has one shot, which no other can find."""
-        return len(self.places[column]) == 1
+        return len(self.places[column]) == 1 and self.places[column][0] is not None
 
     def _scores(self, words: Vocabulary, dense: Dense) -> Tensor:
         """[A, N] of the prototypes."""
@@ -85,37 +87,45 @@ class Calibrator:
         Args:
             dense: of the one image. boxes: [m, 4] px of the network's input.
         """
-        every = self._scores(self.words, dense)
-        held = self.held.get(image, {})
-        for column in range(len(self.places)):
-            shots, score = held.get(column, []), every[:, column]
+        every, held = self._scores(self.words, dense), self.held.get(image, {})
+        for column, best in enumerate(every.amax(0).tolist()):
+            if column not in held:
+                self.negatives[column].append(best)
+                continue
+            shots = held[column]
+            if len(shots) < len(self.places[column]):
+                score = self._scores(self.words.without(column, shots), dense)[:, column]
+            else:
+                score = every[:, column]
             outside = torch.ones_like(score, dtype=torch.bool)
             for k in shots:
-                outside &= _share_inside(dense.boxes[0], boxes[self.places[column][k].box]) < INSIDE
-            if shots and len(shots) < len(self.places[column]):
-                score = self._scores(self.words.without(column, shots), dense)[:, column]
+                outside &= _share_inside(dense.boxes[0], self._box(column, k, boxes)) < INSIDE
             if outside.any():
                 self.negatives[column].append(float(score[outside].max()))
             if len(self.places[column]) > 1:
                 for k in shots:
-                    others = self._scores(self.words.without(column, [k]), dense)[:, column]
-                    self.positives[column].append(_best_at(others, dense, boxes[self.places[column][k].box]))
+                    others = (
+                        score if len(shots) == 1 else self._scores(self.words.without(column, [k]), dense)[:, column]
+                    )
+                    self.positives[column].append(_best_at(others, dense, self._box(column, k, boxes)))
+
+    def _box(self, column: int, shot: int, boxes: Tensor) -> Tensor:
+        place = self.places[column][shot]
+        assert place is not None  # held lists those that have an image
+        return boxes[place.box]
 
     def look_at_copy(self, column: int, dense: Dense, box: Tensor) -> None:
         """An altered copy of a class's only shot."""
         self.positives[column].append(_best_at(self._scores(self.words, dense)[:, column], dense, box))
 
-    def proposals(self) -> list[Proposal]:
-        """One for each prototype, after every support image has been looked at."""
-        several = [c for c in range(len(self.places)) if not self.needs_copies(c)]
-        every = [p for c in several for p in self.positives[c]]
+    def proposals(self) -> dict[int, Proposal]:
+        """For each prototype that a support image shows, by column, after every support image has been looked at."""
+        shown = [c for c, places in enumerate(self.places) if any(place is not None for place in places)]
+        every = [p for c in shown if not self.needs_copies(c) for p in self.positives[c]]
         spreads = [_centre_and_spread(n)[1] for n in self.negatives if len(n) >= FEW]
         spread = float(np.median(spreads)) if spreads else None
-        out = []
-        for column, (found, wrong) in enumerate(zip(self.positives, self.negatives, strict=True)):
-            single = self.needs_copies(column)
-            out.append(propose(found, wrong, together=None if single else every, spread=spread))
-        return out
+        return {c: propose(self.positives[c], self.negatives[c], together=None if self.needs_copies(c) else every,
+                           spread=spread) for c in shown}  # fmt: skip
 
 
 def _best_at(score: Tensor, dense: Dense, box: Tensor) -> float:

@@ -13,6 +13,7 @@ from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense, unit
 
+ROUNDING = 1e-5  # relative, of sigmoids that are computed twice
 CALIBRATED_FROM = 0.05  # a lower score is not calibrated: it would be lifted by a cosine that says nothing
 CHOICES = {"reduce": ("mean", "best", "lse"), "background": ("off", "subtract", "compete")}
 
@@ -173,6 +174,31 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
         learnt, proxies = learnt.split([logits.shape[-1] - len(words.proxies), len(words.proxies)], -1)
         learnt = torch.cat((learnt, (proxies * dense.standard[..., list(words.proxies)].sigmoid()).sqrt()), -1)
     return torch.cat((own.sigmoid(), learnt), -1)
+
+
+def worth_scoring(model: DualDetector, dense: Dense, words: Vocabulary, least: float) -> Dense:
+    """One image without the places that no column scores above `least`, in their order.
+
+    A score is a sigmoid times a share, or that of `agree`, so the sigmoids alone bound it; of hundreds of registered
+    classes the softmax is then made at a few places only. Scores of the places that stay are the same.
+    """
+    if words.scoring != DEFAULT:
+        return dense
+    standard = list(words.standard)
+    bounds = [dense.standard[0][:, standard].amax(-1).sigmoid()] if standard else []
+    if words.prototypes is not None and len(words.prototypes):
+        bounds.append(model.head.similarity_logits(dense.embeddings[0], words.prototypes).amax(-1).sigmoid())
+    if words.proxies:
+        proxies = list(words.proxies)
+        sure = model.head.similarity_logits(dense.embeddings[0], unit(model.head.proxies[proxies])).sigmoid()
+        if words.agree:
+            sure = (sure * dense.standard[0][:, proxies].sigmoid()).sqrt()
+        bounds.append(sure.amax(-1))
+    if not bounds:
+        return dense
+    rows = (torch.stack(bounds).amax(0) > least * (1 - ROUNDING)).nonzero()[:, 0]
+    return Dense(dense.points[rows], dense.strides[rows], dense.box_logits[:, rows], dense.boxes[:, rows],
+                 dense.embeddings[:, rows], dense.standard[:, rows])  # fmt: skip
 
 
 def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor, logits: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fsdet.models.heads import Dense
 
 VIEWS = tuple((zoom, mirrored) for zoom in (1.0, 0.6, 1.6) for mirrored in (False, True))  # .05 nAP50 at 1 shot
 BACKGROUND_BELOW, HARD_BELOW = 0.2, 0.5  # IoU with the object
+FIRST = 200  # places that are looked at for them first
 NEGATIVES = 4  # rows of background, and as many hard ones, kept of a shot
 
 
@@ -101,5 +102,12 @@ def negative_rows(dense: Dense, own: Tensor, others: Tensor, like: Tensor) -> Te
     for kind in kinds:
         index = (kind & (beside < BACKGROUND_BELOW)).nonzero()[:, 0]
         likeness = rows[index] @ like
-        chosen.append(index[nms(places[index], likeness, HARD_BELOW)[:NEGATIVES]])
+        chosen.append(index[_apart(places[index], likeness)])
     return rows[torch.cat(chosen)]
+
+
+def _apart(boxes: Tensor, likeness: Tensor) -> Tensor:
+    """The first NEGATIVES that NMS keeps; it needs no more than the likest to know them, as a rule."""
+    best = likeness.topk(min(FIRST, len(likeness)), sorted=True).indices
+    kept = best[nms(boxes[best], likeness[best], HARD_BELOW)[:NEGATIVES]]
+    return kept if len(kept) == NEGATIVES else nms(boxes, likeness, HARD_BELOW)[:NEGATIVES]

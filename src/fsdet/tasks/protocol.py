@@ -64,7 +64,7 @@ def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabul
     """({key: [Detections per image]}, {key: ms per image of a pass with that vocabulary alone}); one pass in all."""
     store = ImageStore(study.data.split(study.split), trained.spec["image_size"])
     found: dict[object, list[Detections]] = {key: [] for key in words}
-    batches = dense_batches(trained.model, store, trained.spec["image_size"])
+    batches = dense_batches(trained.model, store, trained.preprocessing)
     began, selecting = time.perf_counter(), dict.fromkeys(words, 0.0)
     for indices, dense, placed in track(batches, "evaluate", -(-len(store.records) // 16)):
         for key, vocabulary in words.items():

@@ -133,7 +133,7 @@ def _thresholds(trained: Trained, store: ImageStore, words: Mapping[Key, Vocabul
             if record in calibrator.held:
                 calibrator.look(record, dense, boxes)
     _look_at_copies(trained, store, calibrators, picks)
-    return {key: {label: p.threshold for label, p in zip(words[key].prototype_labels, c.proposals(), strict=True)}
+    return {key: {words[key].prototype_labels[column]: p.threshold for column, p in c.proposals().items()}
             for key, c in calibrators.items()}  # fmt: skip
 
 

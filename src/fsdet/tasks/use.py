@@ -14,6 +14,7 @@ from fsdet.data import sources
 from fsdet.data.images import is_image, read_rgb
 from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor, open_onnx
+from fsdet.detect.support import VIEWS
 from fsdet.errors import CheckpointError, DataError, UserError, explain
 from fsdet.evaluation.summary import write_json
 from fsdet.files import is_json_with, refuse_foreign, write_durably
@@ -36,17 +37,20 @@ def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: st
     if spec["stage"] == "base":
         log.warning("%s is of stage 1, which has seen no episode: registered classes will be found where they are not; "
                     "train stage 2", checkpoint)  # fmt: skip
-    return Predictor(trained.model, trained.classes, spec["image_size"], spec["support_size"], bank,
+    return Predictor(trained.model, trained.classes, trained.preprocessing, bank,
                      base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
 
 
-def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu") -> PrototypeBank:
+def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu", into: Path | None = None, *,
+             views: bool = True) -> PrototypeBank:  # fmt: skip
     """Every class of a support folder (support/<class>/*.jpg, boxes beside them or the whole image) into a bank file.
 
+    into: a bank whose classes and shots are kept beside. views: read each shot at three scales and mirrored.
     Raises:
-        DataError: the folder has no class or no readable image. CheckpointError: the checkpoint.
+        DataError: the folder has no class or no readable image. CheckpointError: the checkpoint, or `into`.
     """
-    predictor = predictor_of(checkpoint, device=device)
+    predictor = predictor_of(checkpoint, PrototypeBank.load(into) if into else None, device)
+    predictor.views = VIEWS if views else VIEWS[:1]
     _register_folder(predictor, support)
     bank = predictor.bank
     bank.save(out)
