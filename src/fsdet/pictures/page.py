@@ -84,7 +84,7 @@ def class_card(name: str, facts: Sequence[str], lanes: Sequence[str], shade: str
 def figures(pairs: Sequence[tuple[str, str]]) -> str:
     """Large figures: (value, what it is)."""
     cards = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in pairs
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in pairs
     )
     return f'<div class="row">{cards}</div>' if pairs else ""
 

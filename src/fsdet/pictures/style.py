@@ -22,11 +22,13 @@ a:hover,a:focus-visible{text-decoration:underline}
 .row{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));margin:18px 0}
 .wide{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));margin:12px 0}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px;min-width:0}
-.row b{display:block;font-size:1.5rem;line-height:1.25;font-variant-numeric:tabular-nums}
-.card span{color:var(--soft);font-size:.85rem}
+.row b{display:block;font-size:1.5rem;line-height:1.25;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.tiles figure{min-width:0}
+.card span{color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
 .class{margin:12px 0;border-left:5px solid var(--shade,var(--rule))}
 .head{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline;margin-bottom:8px}
 .head span{font-variant-numeric:tabular-nums}
+section{min-width:0}
 .lane{display:grid;grid-template-columns:84px minmax(0,1fr);gap:10px;align-items:center;margin-top:4px}
 .lane>span{font-size:.8rem;overflow-wrap:anywhere}
 .lane>.hit,.lane>.miss,.lane>.false{color:var(--tone);font-weight:600}
