@@ -29,6 +29,7 @@ DOORS = {
     "matplotlib": ("pictures", "evaluation/"),
     "tensorboard": ("engine/runlog.py",),
     "safetensors": ("bank.py", "models/", "detect/"),
+    "timm": ("models/vit.py",),
     "onnx": ("detect/",),
     "onnxruntime": ("detect/",),
 }

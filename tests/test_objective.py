@@ -11,7 +11,8 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from fsdet.boxes import anchor_points, decode, iou_pairs, xyxy_to_xywh
 from fsdet.errors import ConfigError, ShapeError
-from fsdet.objective import MultiLoss, _background, _dataset_class, _positives
+from fsdet.objective import MultiLoss, Term, _background, _dataset_class, _positives
+from fsdet.peers import Peers
 from fsdet.types import DualOutput, Targets
 
 STRIDES, SIZE, R = (8, 16, 32), 192, 16
@@ -509,3 +510,38 @@ def test_dfl_targets_are_distances_from_the_anchor_and_no_coordinates():
         for s in (0.0, 64.0)
     ]  # fmt: skip
     torch.testing.assert_close(moved[0], moved[1])
+
+
+class Two(Peers):
+    """Process 0 of two, whose peer has said `theirs` beforehand."""
+
+    def __init__(self, theirs):
+        super().__init__(0, 2)
+        self.theirs = torch.tensor(theirs)
+
+    def total(self, values):
+        return values + self.theirs if values.shape == self.theirs.shape else values
+
+
+def test_the_share_of_clamped_rows_is_of_the_rows_of_all_processes():
+    """3 of 4 here and 5 of 12 there: this process's part of 8 of 16."""
+    loss = MultiLoss({"dfl": 1.0})
+    cut = torch.tensor([True, True, True, False])
+    term = Term(torch.zeros(()), 4, torch.zeros(4), torch.zeros(4, dtype=torch.long), cut)
+    assert float(loss._share(term)) == 0.75
+    loss.peers = Two([5, 12])
+    assert float(loss._share(term)) == 3 / 16
+
+
+def test_processes_choose_pairs_in_the_order_of_their_images(monkeypatch):
+    """Rows of equal weight are taken by order; only that of the images is the same as one process has."""
+    chosen, honest = [], MultiLoss._pair_rows
+    monkeypatch.setattr(MultiLoss, "_pair_rows", lambda self, output, contrast, pairs, branches:
+                        (chosen.append(pairs), honest(self, output, contrast, pairs, branches))[1])  # fmt: skip
+    for peers in (Peers(), Peers(0, 2)):
+        loss = MultiLoss({"supcon": 1.0})
+        loss.peers = peers
+        loss(make_output(), make_targets(), ids())
+    alone, together = (pairs.image * A + pairs.anchor for pairs in chosen)
+    assert torch.equal(together, together.sort().values) and set(alone.tolist()) == set(together.tolist())
+    assert not torch.equal(alone, together), "alone, the best of each class come first"

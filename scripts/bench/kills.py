@@ -102,6 +102,8 @@ def kills(count: int, rng: random.Random) -> bool:
                 break
         broken += not exact(whole[stage], folder)
         shutil.rmtree(folder)
+        if not runs % 10:
+            print(f"... {struck} SIGKILLs, {inside} inside a save, {runs - broken} of {runs} exact", flush=True)
     print(f"kills    {struck} SIGKILLs over {runs} trainings, {inside} while a checkpoint was being written: "
           f"{runs - broken} of {runs} to the last bit")  # fmt: skip
     return not broken

@@ -315,5 +315,9 @@ def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
                 ("data", name),
                 f"expected a multiple of 32 px, got {size}. Next: {round(size / 32) * 32} is the nearest",
             )
+    if config.model.support_encoder == "vit" and not config.model.vit.weights:
+        yield ("model", "vit", "weights"), "expected model.vit.weights, a local file of the ViT's weights, got none"
+    if config.model.support_encoder != "vit" and config.model.vit != type(config.model.vit)():
+        yield ("model", "vit"), "expected support_encoder: vit in section model, which alone reads it, got detector"
     if config.stage.name == "episodic" and config.episode.ways == 0:
         yield ("episode", "ways"), "expected at least 1 in stage 'episodic', got 0"

@@ -403,8 +403,8 @@ def _balanced(label: Tensor, weight: Tensor, rows: int) -> Tensor:
     order = (label >= 0).nonzero().squeeze(-1)
     order = order[weight[order].argsort(descending=True, stable=True)]
     order = order[label[order].argsort(stable=True)]
-    _, group, count = label[order].unique(return_inverse=True, return_counts=True)
-    rank = torch.arange(len(order), device=label.device) - (count.cumsum(0) - count)[group]
+    alike = label[order]
+    rank = torch.arange(len(order), device=label.device) - torch.searchsorted(alike, alike)  # 0: the first of its class
     return order[rank.argsort(stable=True)[:rows]]
 
 

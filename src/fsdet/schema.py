@@ -91,6 +91,14 @@ class EpisodeCfg(Section):
     per_epoch: Count | None = None  # None: training images / queries
 
 
+class Vit(Section):
+    """Of model.support_encoder `vit` alone."""
+
+    name: str = "vit_small_patch14_dinov2"  # as timm calls it
+    weights: str | None = None  # its state dict in a local file, safetensors or torch; nothing is downloaded
+    image_size: Annotated[int, Field(ge=8)] = 224  # px of the square crops that it sees; a multiple of its patches
+
+
 class Model(Section):
     backbone: str = "yolov8n"
     weights: str | None = None
@@ -99,6 +107,8 @@ class Model(Section):
     reg_max: Annotated[int, Field(ge=2)] = 16
     support: Literal["anchors", "roi", "both"] = "anchors"
     proxies: bool = True  # learnable base-class prototypes beside the support's
+    support_encoder: Literal["detector", "vit"] = "detector"  # what turns a support instance into its embedding
+    vit: Vit = Vit()
 
 
 class LossWeights(Section):

@@ -29,3 +29,14 @@ def test_a_fused_detector_says_the_same(backbone):
     torch.testing.assert_close(two.embeddings, one.embeddings, atol=2e-5, rtol=0, check_dtype=False)
     torch.testing.assert_close(two.standard, one.standard, atol=1e-4, rtol=1e-4, check_dtype=False)
     torch.testing.assert_close(two.boxes, one.boxes, atol=1e-2, rtol=0, check_dtype=False)
+
+
+def test_a_hash_is_of_values_and_not_of_how_they_lie_in_memory():
+    model = build_model(model_spec("yolov8n", "P3-P5", 5, 32, 16, "anchors", True, 5))
+    told = model_sha256(model)
+    assert model_sha256(model.to(memory_format=torch.channels_last)) == told
+    with torch.no_grad():
+        model.head.embed[0].weight.set_(
+            model.head.embed[0].weight.new_zeros(32, 80, 1, 1).as_strided((32, 80, 1, 1), (80, 1, 80, 80))
+        )
+    assert model_sha256(model) != told

@@ -109,9 +109,9 @@ def test_one_view_is_the_shot_as_it_is(best, place):
     from fsdet.detect.support import embed_instances
 
     own = quick._own
-    image, _ = resize_long(read_rgb("one.jpg"), own.image_size)
+    image, _ = resize_long(read_rgb("one.jpg"), own.prepare.image_size)
     sample = Sample(image, np.float32([[0, 0, image.shape[1], image.shape[0]]]), np.zeros(1, np.int64))
-    plain = embed_instances(own.model, [(sample, 0)], own.support_size, [(1.0, False)])
+    plain = embed_instances(own.model, [(sample, 0)], own.prepare.support_size, [(1.0, False)])
     torch.testing.assert_close(quick.bank.instances[0], plain, atol=1e-5, rtol=0)
 
 

@@ -204,3 +204,23 @@ def test_a_run_under_torchrun_that_is_stopped_goes_on_to_the_last_bit(written, t
     first, second = load(tmp_path / "a/last.pt"), load(tmp_path / "b/last.pt")
     assert same({**first, "config": None}, {**second, "config": None}) and first["world"] == 2
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["finetune", "classifier", "maskrcnn"])
+def test_every_task_trains_whole_under_torchrun(settings, best, sets, tmp_path, kind):
+    """From reading data to the last evaluation: one of two processes writes, and what it writes is a finished run."""
+    words = ["episode.queries=4", f"run.dir={tmp_path / 'run'}", "run.device=cpu", "optim.steps=2", "eval.every=1"]
+    if kind == "finetune":
+        config = settings(*SHOTS, "stage.recipe=given", f"stage.init_from={best}", *words)
+    else:
+        config = others.settings(kind, sets[kind], tmp_path / "run", *words)
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    process = torchrun("train", path)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    state = load(tmp_path / "run/last.pt")
+    assert (state["step"], state["world"]) == (2, 2) and (tmp_path / "run/best.pt").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert any(key.startswith("val/") for row in rows for key in row) and said.count("Per-loss probe at step 1") == 1

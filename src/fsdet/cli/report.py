@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Example: fsdet report checkpoints/stage2
-Draws results.png from results.csv and prints where the run stands."""
+"""Examples: fsdet report checkpoints/stage2
+fsdet report checkpoints/stage2 --html --images 400
+Draws results.png from results.csv and prints where the run stands. --html writes a page with everything on it."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsdet.cli._arguments import add_device, count
 from fsdet.command import typed
 
 if TYPE_CHECKING:
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """RUN"""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    return parser.parse_args(argv)
+    parser.add_argument("--html", action="store_true", help="also one HTML file: supports, hits, misses, false "
+                        "positives, curves, embeddings; it looks at images of the test split for it")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the HTML file (RUN/report.html)")
+    parser.add_argument("--images", type=count, metavar="N", help="most images of the test split to look at (200)")
+    parser.add_argument("--data", metavar="D", help="data YAML; default: the one the run was trained on")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    if not args.html and (args.out or args.images or args.data):
+        parser.error("expected --html beside --out, --images and --data")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +35,12 @@ def run(args: argparse.Namespace) -> int:
 
     history = read_history(args.run)
     print("\n".join([_state(history), *_evaluation(history), *_table(args.run), *_pictures(args.run)]))
+    if args.html:
+        from fsdet.tasks.webpage import IMAGES, write_page
+
+        path = write_page(args.run, args.out or args.run / "report.html", data=args.data, most=args.images or IMAGES,
+                          device=args.device)  # fmt: skip
+        print(f"\npage: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

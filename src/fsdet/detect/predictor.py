@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fsdet.bank import PrototypeBank, class_name
-from fsdet.data.collate import to_tensor
 from fsdet.data.images import read_rgb
-from fsdet.data.transforms import Sample, letterbox, resize_long
+from fsdet.data.preprocessing import Preprocessing
+from fsdet.data.transforms import Sample, resize_long
 from fsdet.detect.album import Album
 from fsdet.detect.calibration import COPIES, USUAL, Calibrator, Place, copies, outliers
 from fsdet.detect.postprocess import NMS_IOU, select, to_original
@@ -47,7 +47,7 @@ class Predictor:
     """Finds base classes through the standard branch and registered classes through the prototype branch.
 
     Args:
-        model: in eval mode. classes: names of the model's own classes; image_size, support_size: px, as in training.
+        model: in eval mode. classes: names of the model's own classes. prepare: as in training.
         bank: classes registered before; it must come from these weights.
         base: how many of `classes` are base classes (None: all); stage 3 added the rest. mode: as trained.
         views: (zoom, mirrored) of each shot whose embeddings are averaged; one makes registration faster and a single
@@ -56,14 +56,14 @@ class Predictor:
         CheckpointError: the bank is of other weights.
     """
 
-    def __init__(self, model: DualDetector, classes: Sequence[str], image_size: int, support_size: int,
+    def __init__(self, model: DualDetector, classes: Sequence[str], prepare: Preprocessing,
                  bank: PrototypeBank | None = None, *, base: int | None = None, mode: str = "dual",
                  views: Sequence[tuple[float, bool]] = VIEWS) -> None:  # fmt: skip
         self.model, self.classes, self.views = model.eval(), tuple(classes), views
-        self.image_size, self.support_size, self.mode = image_size, support_size, mode
+        self.prepare, self.mode = prepare, mode
         self.base = len(self.classes) if base is None else base
-        own = PrototypeBank((), (), model_sha256(model), made_by={"classes": str(len(self.classes)),
-                                                                  "image size": f"{image_size} px"})  # fmt: skip
+        facts = {"classes": str(len(self.classes)), "image size": f"{prepare.image_size} px"}
+        own = PrototypeBank((), (), model_sha256(model), made_by=facts)
         self._bank = bank or own
         self._bank.check_model(own.model_sha256, "bank", own.made_by)
         self._net = fused(model)
@@ -102,13 +102,13 @@ class Predictor:
         """`register` of (what the image is called, uint8 [H, W, 3] RGB, boxes [m, 4] xyxy px): each box is a shot."""
         name, found = class_name(name), []
         for _, pixels, boxes in images:
-            image, factor = resize_long(pixels, self.image_size)
+            image, factor = resize_long(pixels, self.prepare.image_size)
             found.append(Sample(image, boxes * np.float32(factor), np.zeros(len(boxes), np.int64)))
         instances = [(sample, i) for sample in found for i in range(len(sample.boxes))]
         if not instances:
             raise DataError(explain(f"an instance of '{name}'", "none that is not a crowd", "register",
                                     "give an image with a box around one object"))  # fmt: skip
-        rows = embed_instances(self._net, instances, self.support_size, self.views).cpu()
+        rows = embed_instances(self._net, instances, self.prepare.support_size, self.views).cpu()
         known = dict(zip(self._bank.names, self._bank.instances, strict=True))
         sources = [Path(where).name for (where, _, _), sample in zip(images, found, strict=True) for _ in sample.boxes]
         self._bank = self._bank.add(name, rows, sources)
@@ -145,13 +145,13 @@ class Predictor:
     ) -> None:
         """Altered copies of the only shot of each of the classes `single`."""
         shots = [place for c in single for place in places[c] if place is not None]
-        altered = (copy for place in shots
-                   for copy in copies(self._album.samples[str(place.image)], place.box, self.image_size))  # fmt: skip
+        samples, size = self._album.samples, self.prepare.image_size
+        altered = (copy for place in shots for copy in copies(samples[str(place.image)], place.box, size))
         for i, (dense, boxes) in enumerate(self._looked(altered)):
             looks.look_at_copy(single[i // COPIES], dense, boxes[0])
 
     def _looked(self, samples: Iterable[Sample]) -> Iterator[tuple[Dense, torch.Tensor]]:
-        for dense, boxes in whole_images(self._net, samples, self.image_size):
+        for dense, boxes in whole_images(self._net, samples, self.prepare.image_size):
             yield dense, torch.from_numpy(boxes).to(dense.boxes.device)
 
     def odd_shots(self) -> list[str]:
@@ -204,8 +204,8 @@ class Predictor:
             DataError: the image cannot be read.
         """
         pixels = image if isinstance(image, np.ndarray) else read_rgb(Path(image))
-        boxed, factor, padding = letterbox(pixels, self.image_size)
-        dense = self._net.dense(to_tensor([boxed], self.image_size).to(self._net.head.bias.device))
+        boxed, factor, padding = self.prepare.fitted(pixels)
+        dense = self._net.dense(self.prepare.tensor([boxed]).to(self._net.head.bias.device))
         sought = self._looked_for()
         limit = sought.limits if threshold is None else torch.full_like(sought.limits, threshold)
         least = float(limit.min()) if len(limit) else 0.0

@@ -18,6 +18,7 @@ from fsdet.errors import CheckpointError, explain
 ANOTHER_RUN = ("task", "model", "stage.name", "stage.mode")
 NO_SAY = (
     "run.dir", "run.threads", "data.workers", "data.cache", "save", "log", "stage.init_from", "model.weights",
+    "model.vit.weights", "model.encoder.weights",  # where a file is; which one it is, its hash says
     "guard.rank_timeout", "eval.shots", "eval.seeds", "eval.setting", "eval.metric", "eval.split",
 )  # fmt: skip
 AS_CONFIGURED = ("data", "image_size", "support_size")  # of a spec: compared as keys of the configuration
@@ -69,8 +70,9 @@ def check_fits(
 
 def _check_spec(path: Path, state: Mapping[str, Any], spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     old = {k: v for k, v in state.get("spec", {}).items() if k in spec and k not in AS_CONFIGURED}
-    wrong = [f"{k} {_shown(a)}" for k, a in _differences(old, {k: spec[k] for k in old})]
-    config = _differences(state.get("config", {}), resolved) if resolved else ()
+    described = _differences(old, {k: spec[k] for k in old})
+    wrong = [f"{k} {_shown(a)}" for k, a in described if not _within(k, NO_SAY)]
+    config = _differences(state.get("config", {}), _known(resolved, state.get("config", {}))) if resolved else ()
     wrong += [f"{k} {_shown(a)}" for k, a in config if _within(k, ANOTHER_RUN) and not _within(k, NO_SAY)]
     if wrong:
         raise CheckpointError(
@@ -105,6 +107,13 @@ def not_exact(state: Mapping[str, Any], resolved: Mapping[str, Any], world: int 
     if not changed:
         return None
     return f"this resume is not exact, the run goes on with other settings than it was saved with: {_named(changed)}"
+
+
+def _known(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` without the keys that the version which wrote `old` had not: those say nothing of another run."""
+    both = {key: value for key, value in new.items() if key in old}
+    return {k: _known(v, old[k]) if isinstance(v, Mapping) and isinstance(old[k], Mapping) else v
+            for k, v in both.items()}  # fmt: skip
 
 
 def _differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -54,11 +54,11 @@ def _pairs(
     order = order[found.scores[order] > confidence]
     boxes, predicted = found.boxes[order].cpu().float(), found.labels[order].cpu().numpy()
     true, truth = record.labels[~record.crowd], torch.from_numpy(record.boxes)
-    claimed_by = _claim(iou_matrix(truth[~record.crowd], boxes).numpy(), iou)
+    claimed_by = claim(iou_matrix(truth[~record.crowd], boxes).numpy(), iou)
     missed = claimed_by < 0
     unused = np.ones(len(boxes), bool)
     unused[claimed_by[~missed]] = False
-    unused &= ~_on_crowd(boxes, truth[record.crowd], iou)
+    unused &= ~on_crowd(boxes, truth[record.crowd], iou)
     if record.exhaustive is not None:
         unused &= np.isin(predicted, list(record.exhaustive))
     return (
@@ -67,7 +67,7 @@ def _pairs(
     )
 
 
-def _claim(overlap: np.ndarray, threshold: float) -> np.ndarray:
+def claim(overlap: np.ndarray, threshold: float) -> np.ndarray:
     """overlap [m, n] of m boxes with n detections, best detection first -> [m] index of the claimant, or -1."""
     overlap, claimed_by = overlap.copy(), np.full(len(overlap), -1)
     for detection in np.flatnonzero((overlap > threshold).any(0)):
@@ -78,7 +78,7 @@ def _claim(overlap: np.ndarray, threshold: float) -> np.ndarray:
     return claimed_by
 
 
-def _on_crowd(boxes: torch.Tensor, crowd: torch.Tensor, threshold: float) -> np.ndarray:
+def on_crowd(boxes: torch.Tensor, crowd: torch.Tensor, threshold: float) -> np.ndarray:
     """[n] bool: more than `threshold` of a box's own area lies on one crowd box."""
     overlap, own = iou_matrix(boxes, crowd), area(boxes)[:, None]
     shared = overlap * (own + area(crowd)[None]) / (1 + overlap)  # intersection, back from IoU

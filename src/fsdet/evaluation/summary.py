@@ -146,6 +146,13 @@ def table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
         DataError: nothing to print, not results.json, or results of different rules, split, images, classes or data.
         ShapeError: not one label per result.
     """
+    head, rows, told = cells(results, labels)
+    split = len(told) - len(labels)
+    return "\n".join((*told[:split], "", *_markdown(head, rows), "", *told[split:]))
+
+
+def cells(results: Sequence[Mapping], labels: Sequence[str]) -> tuple[Sequence[str], list[list[str]], list[str]]:
+    """(head, rows, lines that say what the figures are, at the end one of each result's checkpoints) of `table`."""
     if len(results) != len(labels):
         raise ShapeError(f"table expects {len(results)} labels, got {len(labels)}")
     if not results:
@@ -169,7 +176,7 @@ def table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
         + "".join(f", {switch} {value}" for switch, value in r.get("scoring", {}).items())
         for r, label in zip(results, labels, strict=True)
     ]
-    return "\n".join((title, *measured_lines(results, labels), "", *_markdown(head, rows), "", *stamps))
+    return head, rows, [title, *measured_lines(results, labels), *stamps]
 
 
 def _hashes(result: Mapping) -> str:
@@ -185,6 +192,12 @@ def per_class_table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
         DataError: results that do not belong in one table, or none of them has figures by class.
         ShapeError: not one label per result.
     """
+    head, rows = per_class_cells(results, labels)
+    return "\n".join(_markdown(head, rows))
+
+
+def per_class_cells(results: Sequence[Mapping], labels: Sequence[str]) -> tuple[Sequence[str], list[list[str]]]:
+    """(head, rows) of `per_class_table`."""
     if len(results) != len(labels):
         raise ShapeError(f"per_class_table expects {len(results)} labels, got {len(labels)}")
     refuse_mixture(results, labels)
@@ -195,7 +208,7 @@ def per_class_table(results: Sequence[Mapping], labels: Sequence[str]) -> str:
         raise DataError(explain("AP50 by class", "none", ", ".join(labels), "make the files again: fsdet eval --json"))
     names = list(dict.fromkeys(name for _, found, novel in columns for name in (found if novel is None else novel)))
     rows = [[name, *(_cell(found, name) for _, found, _ in columns)] for name in names]
-    return "\n".join(_markdown(("AP50", *(head for head, _, _ in columns)), rows))
+    return ("AP50", *(head for head, _, _ in columns)), rows
 
 
 def _plain(value: object) -> object:

@@ -16,8 +16,9 @@ def unit(x: Tensor) -> Tensor:
 
 def rows_with_positive(labels: Tensor) -> Tensor:
     """Indices [K] of the rows of `labels` [N] that share their label (>= 0) with another row."""
-    _, classes, count = labels.unique(return_inverse=True, return_counts=True)
-    return ((count[classes] > 1) & (labels >= 0)).nonzero().squeeze(-1)
+    alike = labels.sort().values  # unique() would wait for a GPU
+    count = torch.searchsorted(alike, labels, right=True) - torch.searchsorted(alike, labels)
+    return ((count > 1) & (labels >= 0)).nonzero().squeeze(-1)
 
 
 def check_rows(name: str, embeddings: Tensor, labels: Tensor) -> None:
@@ -47,7 +48,10 @@ def contrast(z: Tensor, labels: Tensor, rows: Tensor, others: Tensor, tau: float
     logits = anchors @ torch.cat((z, others)).T
     with torch.no_grad():  # exp(-inf) has gradient 0 anyway, and autograd need not copy the matrix to say so
         logits[torch.arange(len(rows), device=z.device), rows] = -torch.inf
-    classes = labels.unique(return_inverse=True)[1]
+    order = labels.argsort(stable=True)
+    alike = labels[order]
+    classes = torch.empty_like(labels)  # numbers of classes, with gaps
+    classes[order] = torch.searchsorted(alike, alike)
     sums = torch.zeros_like(z).index_add(0, classes, z)
     count = torch.zeros_like(labels).index_add(0, classes, torch.ones_like(labels))
     mine = classes[rows]

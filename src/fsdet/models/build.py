@@ -15,11 +15,11 @@ SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support",
 
 
 def model_spec(backbone: str, levels: str, classes: int, embed_dim: int, reg_max: int, support: str,
-               proxies: bool, tower_classes: int) -> dict[str, Any]:  # fmt: skip
-    """The plain values that DualDetector is built from."""
-    return dict(
-        zip(SPEC_KEYS, (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes), strict=True)
-    )
+               proxies: bool, tower_classes: int,
+               encoder: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The plain values that DualDetector is built from; `encoder`, of vit_spec, only where there is one."""
+    values = (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes)
+    return dict(zip(SPEC_KEYS, values, strict=True)) | ({"encoder": dict(encoder)} if encoder else {})
 
 
 def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetector:
@@ -28,15 +28,17 @@ def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetec
     if missing:
         raise CheckpointError(explain("a fsdet detector's spec", f"no {', '.join(missing)}", where,
                                       "use a checkpoint written by fsdet train"))  # fmt: skip
-    return DualDetector(**{k: spec[k] for k in SPEC_KEYS})
+    return DualDetector(**{k: spec[k] for k in SPEC_KEYS}, encoder=spec.get("encoder"))
 
 
 def model_sha256(model: nn.Module) -> str:
-    """Hash over names, shapes and values of the state dict: which weights made a bank of prototypes."""
+    """Hash over names, shapes and values of the state dict, and the ViT's identity where a detector has one: which
+    weights made a bank of prototypes."""
     digest = hashlib.sha256()
+    if encoder := getattr(model, "encoder", None):
+        digest.update(encoder.identity.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes()
-        )
+        flat = value.detach().cpu().contiguous().reshape(-1)  # flat: 1x1 kernels have strides that no view takes
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

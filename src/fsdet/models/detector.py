@@ -2,6 +2,7 @@
 """The detector: trunk, dual head, and the path from support crops to prototypes."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from fsdet.models.backbone import build_trunk, run_trunk
 from fsdet.models.heads import Dense, DualHead, tower_width, unit
 from fsdet.models.initialise import initialise_head
 from fsdet.models.prototypes import class_prototypes, pool_instances
+from fsdet.models.vit import FrozenVit
 from fsdet.types import DualOutput, Episode, Pyramid
 
 CONTRAST_DIM = 128  # Sun et al. 2021 use 128
@@ -24,11 +26,14 @@ class DualDetector(nn.Module):
         proxies: learnable prototypes of the base classes beside the support's.
         tower_classes: the number of classes that sets the head's width; None is `classes`. Stage 3 adds classes to a
             head without widening it.
+        encoder: the plain values of a FrozenVit, which reads support instances instead of the detector; a learnable
+            projection takes its features to D.
     """
 
     def __init__(self, backbone: str = "yolov8n", levels: str = "P3-P5", classes: int = 1, embed_dim: int = 128,
                  reg_max: int = 16, support: str = "anchors", proxies: bool = True,
-                 tower_classes: int | None = None) -> None:  # fmt: skip
+                 tower_classes: int | None = None,
+                 encoder: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         super().__init__()
         self.trunk_wiring = build_trunk(backbone, levels)
         self.backbone, self.neck = self.trunk_wiring.backbone, self.trunk_wiring.neck
@@ -39,6 +44,9 @@ class DualDetector(nn.Module):
         self.support = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, CONTRAST_DIM))
         self.pooling = support
         initialise_head(self.head, self.trunk_wiring.strides)
+        self.encoder = FrozenVit(**encoder) if encoder else None
+        if self.encoder:
+            self.projection = nn.Linear(self.encoder.features, embed_dim)
 
     @property
     def stride(self) -> int:
@@ -60,6 +68,8 @@ class DualDetector(nn.Module):
         """Support crops [S, 3, h, w] and their boxes [S, 4] px -> [S, D] unit embeddings, with gradient."""
         if not len(support):
             return self.head.proxies.new_zeros(0, self.head.proxies.shape[-1])
+        if self.encoder:
+            return unit(self.projection(self.encoder(support, boxes)))
         return pool_instances(self.dense(support), boxes, self.pooling)
 
     def forward(self, episode: Episode) -> tuple[DualOutput, Dense]:
@@ -80,19 +90,28 @@ class DualDetector(nn.Module):
             return unit(self.support(embeddings.float()))
 
     def groups(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
-        """Every parameter once: backbone, neck, head, support."""
-        return {name: list(_named(getattr(self, name), name)) for name in ("backbone", "neck", "head", "support")}
+        """Every parameter that can train, once: backbone, neck, head, support (with a ViT's projection)."""
+        groups = {name: list(_named(getattr(self, name), name)) for name in ("backbone", "neck", "head", "support")}
+        if self.encoder:
+            groups["support"] += _named(self.projection, "projection")
+        return groups
 
     def parts(self) -> Mapping[str, Sequence[tuple[str, nn.Parameter]]]:
         """The same parameters by what they are for: backbone, neck, and the head as box branch, shared tower, standard
-        and prototype branch; contrast is CPE's projection, which only training uses."""
+        and prototype branch; contrast is CPE's projection, which only training uses. With a ViT also itself, which
+        never trains, and its projection."""
         head = {"box": ("box",), "tower": ("tower",), "standard": ("standard",),
                 "prototype": ("embed", "proxies", "log_scale", "bias")}  # fmt: skip
         groups = self.groups()
         of_head = {
             part: [(n, p) for n, p in groups["head"] if n.split(".")[1] in names] for part, names in head.items()
         }
-        return {"backbone": groups["backbone"], "neck": groups["neck"], **of_head, "contrast": groups["support"]}
+        parts = {"backbone": groups["backbone"], "neck": groups["neck"], **of_head,
+                 "contrast": list(_named(self.support, "support"))}  # fmt: skip
+        if self.encoder:
+            parts |= {"projection": list(_named(self.projection, "projection")),
+                      "vit": [(f"vit.{name}", p) for name, p in self.encoder.named_parameters()]}  # fmt: skip
+        return parts
 
 
 def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:

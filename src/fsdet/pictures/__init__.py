@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Everything drawn: boxes on images (drawing), several images on one sheet (sheets), curves and counts (plots)."""
+"""Everything drawn: boxes on images (drawing), several images on one sheet (sheets), curves and counts (plots).
 
+A page in one HTML file: page, style, charts.
+"""
+
+from fsdet.pictures.crops import around
 from fsdet.pictures.drawing import TRUTH, Picture, colour, draw_detections, save_jpeg
 from fsdet.pictures.plots import plot_confusion, plot_labels, plot_pr, plot_results, plot_shots
 from fsdet.pictures.sheets import contact_sheet, episode_sheet
@@ -8,6 +12,7 @@ from fsdet.pictures.sheets import contact_sheet, episode_sheet
 __all__ = [
     "TRUTH",
     "Picture",
+    "around",
     "colour",
     "contact_sheet",
     "draw_detections",

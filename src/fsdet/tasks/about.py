@@ -2,7 +2,7 @@
 """`fsdet info`: what a configuration or checkpoint is: parameters by part, operations, memory of a training step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,15 @@ def step_memory(kind: Kind, model: nn.Module, spec: Mapping[str, Any], config: C
     line = activations_of(kind, model, spec, precision)
     kept = sum(count * line.at(side) for count, side in images)
     pixels = sum(count * 3 * side**2 * 4 for count, side in images)
-    return memory(model, kept, pixels, optimizer=config.optim.name, ema=config.optim.ema > 0)
+    found = memory(model, kept, pixels, optimizer=config.optim.name, ema=config.optim.ema > 0)
+    return replace(found, weights=found.weights + _beside(model))
+
+
+def _beside(model: nn.Module) -> int:
+    """Bytes of frozen parameters that a model uses and does not hold: a ViT's."""
+    own = {id(p) for p in model.parameters()}
+    listed = (p for members in model.parts().values() for _, p in members) if hasattr(model, "parts") else ()
+    return sum(p.numel() * p.element_size() for p in listed if id(p) not in own)
 
 
 def activations_of(kind: Kind, model: nn.Module, spec: Mapping[str, Any], precision: str) -> Line:

@@ -92,6 +92,9 @@ def _settings(trained: Trained, data: str, folder: Path, steps: int, device: str
     spec, model = trained.spec, trained.spec["model"]
     kept = [f"model.{key}={model[key]}" for key in ("backbone", "levels", "embed_dim", "reg_max", "support")]
     kept.append(f"model.proxies={str(model['proxies']).lower()}")
+    if encoder := trained.model.encoder:
+        kept += ["model.support_encoder=vit", f"model.vit.name={encoder.name}", f"model.vit.weights={encoder.path}",
+                 f"model.vit.image_size={encoder.image_size}"]  # fmt: skip
     own = [f"data.path={data}", f"data.image_size={spec['image_size']}", f"data.support_size={spec['support_size']}",
            f"stage.mode={spec['mode']}", f"stage.init_from={trained.path}", f"run.dir={folder}",
            f"run.device={device}", f"optim.steps={steps}"]  # fmt: skip

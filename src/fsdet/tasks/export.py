@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,7 @@ import torch
 from fsdet import __version__
 from fsdet.bank import PrototypeBank
 from fsdet.data import sources
-from fsdet.data.collate import to_tensor
 from fsdet.data.images import read_rgb
-from fsdet.data.transforms import letterbox
 from fsdet.detect.exporting import FORMATS, write
 from fsdet.detect.parity import Comparison, Parity
 from fsdet.detect.portable import FORMAT, Card, Portable, columns_of
@@ -81,7 +80,7 @@ def _portable(predictor: Predictor, prototypes: str) -> tuple[Portable, Card]:
     net = Portable(predictor.model, words, open_=prototypes == "input").eval()
     labels, branches = columns_of(net.words)
     card = Card(tuple(names), tuple(labels), tuple(branches), tuple(round(v, 6) for v in limits.tolist()),
-                tuple(registered), prototypes, predictor.image_size, predictor.model.stride,
+                tuple(registered), prototypes, predictor.prepare.image_size, predictor.model.stride,
                 predictor.model.head.proxies.shape[-1], model_sha256(predictor.model), __version__)  # fmt: skip
     return net, card
 
@@ -109,10 +108,11 @@ def _compared(predictor: Predictor, net: Portable, network: Network,
     other = PortablePredictor(network, bank)
     made_up = None
     found, seconds = Comparison(), {"pytorch": 0.0, "exported": 0.0}
-    size = predictor.image_size + predictor.model.stride  # another batch and size than the graph was made with
-    odd = to_tensor([letterbox(pixels, size)[0] for _, pixels in pictures[:3]], size).contiguous()
+    size = predictor.prepare.image_size + predictor.model.stride  # another batch and size than the graph was made with
+    larger = replace(predictor.prepare, image_size=size)
+    odd = larger.tensor([larger.fitted(pixels)[0] for _, pixels in pictures[:3]]).contiguous()
     for name, pixels in track(list(pictures), "compare"):
-        image = to_tensor([letterbox(pixels, predictor.image_size)[0]], predictor.image_size).contiguous()
+        image = predictor.prepare.tensor([predictor.prepare.fitted(pixels)[0]]).contiguous()
         if net.open and made_up is None:
             made_up = bank.prototypes() if bank else _some_embeddings(predictor, image)
         began = time.perf_counter()

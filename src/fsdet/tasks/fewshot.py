@@ -14,6 +14,7 @@ from fsdet.data.shots import ShotFile, picks_sha256
 from fsdet.data.sources import DataSet
 from fsdet.models.build import build_model, model_spec
 from fsdet.models.initialise import expected_cls
+from fsdet.models.vit import vit_spec
 from fsdet.objective import MODES, MultiLoss
 from fsdet.peers import Peers
 from fsdet.pictures import plot_labels
@@ -36,7 +37,8 @@ def loss_of(config: Config) -> MultiLoss:
 def spec_of(config: Config, classes: int, base: int) -> dict[str, Any]:
     """The plain spec of a config's model with `classes` columns, of which `base` are base classes."""
     m = config.model
-    return model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base)
+    encoder = vit_spec(m.vit.name, m.vit.weights or "", m.vit.image_size) if m.support_encoder == "vit" else None
+    return model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base, encoder)
 
 
 def stamp_of(config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]], split: str) -> dict:
@@ -64,6 +66,8 @@ class FewshotTask:
         torch.manual_seed(self.seed)
         self.spec = spec_of(config, len(self.classes), len(data.base))
         self.model = build_model(self.spec)
+        if self.model.encoder:
+            self.model.encoder.network()  # a file that has changed is found now, not at the first episode
         self.objective = loss_of(config)
         self.batches = Batches(recipe.applied(config), data, len(self.classes), shots or {}, shot_split)
         self.draw = stamp_of(config, data, shots, shot_split) if shots else None
@@ -125,4 +129,4 @@ class FewshotTask:
                 "shots": self.batches.shots_a_class, "draw": self.draw,
                 "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
                 "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
-                "data": str(self.config.data.path)}  # fmt: skip
+                "preprocessing": self.validator.prepare.stored(), "data": str(self.config.data.path)}  # fmt: skip

@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ def from_stage(task: FewshotTask, trained: Trained) -> str:
     spec, given = task.describe(), trained.spec
     wrong = [f"model.{k} {given['model'][k]!r} there, {spec['model'][k]!r} here" for k in FIXED
              if given["model"][k] != spec["model"][k]]  # fmt: skip
+    wrong += _other_encoder(given["model"].get("encoder"), spec["model"].get("encoder"), bool(task.finetune))
     if list(given["base"]) != list(spec["base"]):
         wrong.append(_class_difference(given["base"], spec["base"]))
     if wrong:
@@ -120,11 +122,23 @@ def from_stage(task: FewshotTask, trained: Trained) -> str:
     lines = [f"init_from {trained.path}: {len(fits)} of {len(own)} tensors fitted"]
     if fresh:
         lines.append(f"  {len(fresh)} start fresh ({_few(fresh)})")
+    if trained.model.encoder:
+        trained.model.encoder = task.model.encoder  # equal, read already, and at the place that this config names
     if task.batches.shots and not trained.finetuned:
         lines.append("  " + _novel_rows(task, trained))
     elif grown:
         lines.append(f"  {len(grown)} grew by the novel classes ({_few(grown)})")
     return "\n".join(lines)
+
+
+def _other_encoder(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None, finetune: bool) -> list[str]:
+    """What differs between two stages' support encoders. A ViT may come in with the episodes, whose training fits the
+    detector to it; it may not be exchanged, dropped, or come in when shots are what is left to train on."""
+    if not there and not (here and finetune):
+        return []
+    words = [f"{e['name']} at {e['image_size']} px ({e['sha256'][:12]})" if e else "the detector itself"
+             for e in (there, here)]  # fmt: skip
+    return [] if words[0] == words[1] else [f"model.support_encoder {words[0]} there, {words[1]} here"]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fsdet.data.preprocessing import Preprocessing
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.optimizer import choose_device
 from fsdet.errors import CheckpointError, DataError, explain
@@ -31,6 +32,11 @@ class Trained:
         return tuple(self.spec["classes"])
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """Of a few-shot detector. Raises CheckpointError when it is not what this version does."""
+        return Preprocessing.of(self.spec, str(self.path))
+
+    @property
     def finetuned(self) -> bool:
         """Whether novel classes are columns of the model itself (stage 3)."""
         return len(self.spec["classes"]) > len(self.spec["base"])
@@ -48,6 +54,7 @@ def load_trained(path: str | Path, device: str = "cpu") -> Trained:
     if spec["task"] != "fewshot":
         raise CheckpointError(explain("a checkpoint of the few-shot detector", f"one of the task {spec['task']}",
                                       str(path), "fsdet eval judges that task and draws its images"))  # fmt: skip
+    Preprocessing.of(spec, str(path))
     return rebuilt(path, content, build_model(spec["model"], str(path)), place)
 
 
@@ -73,6 +80,8 @@ def rebuilt(path: str | Path, content: Mapping[str, Any], model: nn.Module, plac
     except RuntimeError as error:
         raise CheckpointError(explain("weights that fit the checkpoint's own spec", str(error)[:200], str(path),
                                       "the file was edited or damaged; use another checkpoint")) from error  # fmt: skip
+    if encoder := getattr(model, "encoder", None):
+        encoder.beside(path.parent)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Trained(model.to(place).eval(), spec, path, digest)
 

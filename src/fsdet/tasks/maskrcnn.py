@@ -145,9 +145,9 @@ class Judge:
 
     def sheet(self, model: InstanceDetector, path: Path, title: str) -> Path:
         """Fixed images with the masks and boxes found in them, true boxes dashed."""
-        return episode_sheet([], over_readable(self.store, lambda: self._pictures(model)), path, title=title)
+        return episode_sheet([], over_readable(self.store, lambda: self.pictures(model)), path, title=title)
 
-    def _pictures(self, model: InstanceDetector) -> list[Picture]:
+    def pictures(self, model: InstanceDetector) -> list[Picture]:
         chosen = spread(len(self.store.records))
         pictures = []
         for i, found, masks in zip(chosen, *self.detections(model, chosen), strict=True):

@@ -64,7 +64,7 @@ def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabul
     """({key: [Detections per image]}, {key: ms per image of a pass with that vocabulary alone}); one pass in all."""
     store = ImageStore(study.data.split(study.split), trained.spec["image_size"])
     found: dict[object, list[Detections]] = {key: [] for key in words}
-    batches = dense_batches(trained.model, store, trained.spec["image_size"])
+    batches = dense_batches(trained.model, store, trained.preprocessing)
     began, selecting = time.perf_counter(), dict.fromkeys(words, 0.0)
     for indices, dense, placed in track(batches, "evaluate", -(-len(store.records) // 16)):
         for key, vocabulary in words.items():
@@ -149,7 +149,7 @@ def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws
     return {(scoring, least, 0): Registered(replace(words, scoring=scoring), proposed or None) for scoring in scorings}
 
 
-def _same_classes(trained: Trained, data: DataSet) -> None:
+def same_classes(trained: Trained, data: DataSet) -> None:
     """Columns are classes by number. Raises DataError when the data set numbers other ones."""
     own, theirs, kind = trained.classes, data.names, "classes"
     if not trained.finetuned:
@@ -240,7 +240,7 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
         raise ConfigError(explain("a checkpoint that registers classes", "one of stage 3", str(trained.path),
                                   "it has its own shots; leave --shot-file out"))  # fmt: skip
     loaded = sources.load(data or data_of(trained))
-    _same_classes(trained, loaded)
+    same_classes(trained, loaded)
     if trained.finetuned and shots and list(shots) != [int(trained.spec["shots"])]:
         log.warning("%s was fine-tuned on %d shots: it is evaluated as it is, without others", trained.path,
                     trained.spec["shots"])  # fmt: skip
@@ -255,7 +255,7 @@ def evaluate_scorings(checkpoint: str | Path, scorings: Sequence[Scoring], *, da
     """`evaluate_checkpoint` under several scorings, by one look at the images."""
     trained = load_trained(checkpoint, device)
     loaded = sources.load(data)
-    _same_classes(trained, loaded)
+    same_classes(trained, loaded)
     study = Study(loaded, split, tuple(shots), tuple(range(seeds)), setting, metric)
     if len(scorings) == 1 or trained.finetuned:
         return [evaluate(trained, study, scoring=scoring) for scoring in scorings]

@@ -78,9 +78,9 @@ def advice(data: DataSet) -> str:
 
 
 def inputs(config: Config) -> Sequence[tuple[int, int]]:
-    """The queries, and in episodes the windows of their supports."""
+    """The queries, and in episodes the windows of their supports, where the detector itself looks at them."""
     episode, queries = config.episode, [(config.episode.queries, config.data.image_size)]
-    if config.stage.name != "episodic":
+    if config.stage.name != "episodic" or config.model.support_encoder == "vit":
         return queries
     shots = episode.shots if isinstance(episode.shots, int) else max(episode.shots)
     return [*queries, (episode.ways * shots, config.data.support_size)]

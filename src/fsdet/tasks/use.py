@@ -37,7 +37,7 @@ def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: st
     if spec["stage"] == "base":
         log.warning("%s is of stage 1, which has seen no episode: registered classes will be found where they are not; "
                     "train stage 2", checkpoint)  # fmt: skip
-    return Predictor(trained.model, trained.classes, spec["image_size"], spec["support_size"], bank,
+    return Predictor(trained.model, trained.classes, trained.preprocessing, bank,
                      base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fsdet.config import Config
-from fsdet.data.collate import to_tensor
 from fsdet.data.episodes import support_instances
 from fsdet.data.images import read_rgb
+from fsdet.data.preprocessing import Preprocessing
 from fsdet.data.shots import draw_shots
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
-from fsdet.data.transforms import letterbox, support_window
+from fsdet.data.transforms import support_window
 from fsdet.detect.postprocess import select, to_original
 from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
@@ -41,7 +41,9 @@ MOST = 5000  # images of a validation
 SHOWN, SHOWN_WAYS = 9, 6  # images and classes on a sheet
 
 
-def dense_batches(model: DualDetector, store: ImageStore, size: int) -> Iterator[tuple[list[int], Dense, list]]:
+def dense_batches(
+    model: DualDetector, store: ImageStore, prepare: Preprocessing
+) -> Iterator[tuple[list[int], Dense, list]]:
     """The head's answer to every image of a store, letterboxed: (record indices, Dense, [(factor, padding)])."""
     device = model.head.bias.device
     for start in range(0, len(store.records), BATCH):
@@ -49,10 +51,10 @@ def dense_batches(model: DualDetector, store: ImageStore, size: int) -> Iterator
         images, boxes = [], []
         for i in indices:
             sample = store.sample(i)
-            image, factor, padding = letterbox(sample.image, size)
+            image, factor, padding = prepare.fitted(sample.image)
             images.append(image)
             boxes.append((factor * sample.image.shape[1] / store.records[i].size[1], padding))
-        yield indices, model.dense(to_tensor(images, size).to(device)), boxes
+        yield indices, model.dense(prepare.tensor(images).to(device)), boxes
 
 
 def detect_batch(model: DualDetector, dense: Dense, words: Vocabulary, placed: Sequence, records: Sequence[ImageRecord],
@@ -91,6 +93,7 @@ class Validator:
     def __init__(self, config: Config, data: DataSet) -> None:
         self.config, self.data = config, data
         self.size, self.support_size = config.data.image_size, config.data.support_size
+        self.prepare = Preprocessing(self.size, self.support_size)
         self.finetune = config.stage.name == "finetune"
         self.best_metric = "val/fitness"
         if not data.has("val"):
@@ -145,7 +148,7 @@ class Validator:
 
     def _found(self, model: DualDetector, words: Mapping[str, Vocabulary]) -> dict[str, list[Detections]]:
         found: dict[str, list[Detections]] = {name: [] for name in words}
-        for indices, dense, placed in dense_batches(model, self.store, self.size):
+        for indices, dense, placed in dense_batches(model, self.store, self.prepare):
             records = [self.store.records[i] for i in indices]
             for name, vocabulary in words.items():
                 found[name] += detect_batch(model, dense, vocabulary, placed, records)
@@ -198,7 +201,7 @@ class Validator:
         holding = [r for r in self.store.records if set(classes) & set(r.labels.tolist())] or self.store.records
         shown = ImageStore(holding[:SHOWN], self.size)
         queries, listed = [], []
-        for indices, dense, placed in dense_batches(model, shown, self.size):
+        for indices, dense, placed in dense_batches(model, shown, self.prepare):
             records = [shown.records[i] for i in indices]
             for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
                 sought = record.kept(np.isin(record.labels, classes))
