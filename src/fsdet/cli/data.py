@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet data demo datasets/demo
 fsdet data demo datasets/documents --task classifier
+fsdet data demo datasets/flights --video
 fsdet data check my/data.yaml --deep
 fsdet data shots my/data.yaml --k 1 2 3 5 10 30 --seeds 10 --out shots/
 fsdet data shots my/data.yaml --from vocsplit/ --k 1 2 3 5 10 --seeds 30 --out shots/
@@ -27,7 +28,9 @@ DEMOS = {  # task: the module that draws its demo set, and its function
     "fewshot": ("fsdet.data.synthetic", "draw_demo"),
     "maskrcnn": ("fsdet.data.drawn_instances", "draw_instances"),
     "classifier": ("fsdet.data.documents", "draw_documents"),
+    "video": ("fsdet.data.drawn_flights", "draw_flights"),
 }
+TASKS = tuple(DEMOS)[:3]
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -35,12 +38,13 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     actions = parser.add_subparsers(dest="action", required=True, metavar="demo|check|shots|convert")
     demo = actions.add_parser("demo", help="draw a demo set: 80 base and 16 novel classes, or one for another task")
     demo.add_argument("out", type=Path, metavar="OUT")
-    demo.add_argument("--task", choices=tuple(DEMOS), default="fewshot", help="classifier: genuine and forged pages; "
+    demo.add_argument("--task", choices=TASKS, default="fewshot", help="classifier: genuine and forged pages; "
                       "maskrcnn: objects with masks")  # fmt: skip
+    demo.add_argument("--video", action="store_true", help="flights over an object, and photographs of it (RefDet)")
     demo.add_argument("--seed", type=int, default=0, metavar="N")
     check = actions.add_parser("check", help="damage, sizes, copies, leaks, thin classes; exit 2 when unfit")
     check.add_argument("data", type=Path, metavar="DATA", help="data YAML, COCO json, or a folder")
-    check.add_argument("--task", choices=tuple(DEMOS), default="fewshot", help="classifier: a folder for each class")
+    check.add_argument("--task", choices=TASKS, default="fewshot", help="classifier: a folder for each class")
     check.add_argument("--deep", action="store_true", help="decode every image, which alone finds truncated ones")
     check.add_argument("--shots", type=count, default=10, metavar="K", help="instances wanted of each class (10)")
     check.add_argument(
@@ -80,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from fsdet.progress import Progress
 
-    name, draw = DEMOS[args.task]
+    if args.video and args.task != "fewshot":
+        raise UserError(explain("--video without --task", f"--task {args.task}", "data demo", "leave one of them out"))
+    name, draw = DEMOS["video" if args.video else args.task]
     module = importlib.import_module(name)
     with Progress(sum(module.SIZES.values()), "draw", unit="picture") as bar:
         path = getattr(module, draw)(args.out, seed=args.seed, progress=lambda done, _: bar.update(done - bar.count))

@@ -2,6 +2,7 @@
 """Examples: fsdet predict checkpoints/stage2/best.pt --support support/ --source photos/ --out predictions
 fsdet predict checkpoints/stage2/best.pt --bank my.bank --source flight.mp4 --out predictions
 fsdet predict checkpoints/stage2/best.pt --bank my.bank --source 0 --frames 500 --out predictions
+fsdet predict checkpoints/stage2/best.pt --refdet flights/ --out found
 fsdet predict --onnx model.onnx photos/ --out predictions"""
 
 import argparse
@@ -12,7 +13,7 @@ from fsdet.errors import UserError, explain
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """CHECKPOINT (--support DIR | --bank BANK) --source S --out DIR, or --onnx FILE S --out DIR"""
+    """CHECKPOINT (--support DIR | --bank BANK) --source S --out DIR, or --onnx FILE S, or CHECKPOINT --refdet DIR"""
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="with --onnx and without "
                         "--source it is the source")  # fmt: skip
     known = parser.add_mutually_exclusive_group()
@@ -20,6 +21,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
     parser.add_argument("--source", type=Path, metavar="IMAGE|DIR|PATTERN|VIDEO|CAMERA", help="a "
                         "number is a camera; Ctrl-C ends it")  # fmt: skip
+    parser.add_argument("--refdet", type=Path, metavar="DIR", help="samples/<id>/ of photographs and a video: each "
+                        "object is looked for in its video, and ST-IoU told")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="another folder than the source's")
     parser.add_argument("--conf", type=_share, metavar="P", help="least score of every class (default: what each "
                         "registered class proposed, .25 for the others)")  # fmt: skip
@@ -29,6 +32,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--no-video", action="store_true", help="of a video or camera: no annotated copy")
     add_device(parser)
     args = parser.parse_args(argv)
+    if args.refdet:
+        if args.checkpoint is None or args.source or args.support or args.bank or args.onnx or args.frames or args.txt:
+            parser.error("expected CHECKPOINT, --refdet and --out; --conf, --no-video and --device may be beside them")
+        return args
     if args.onnx and args.source is None:
         args.checkpoint, args.source = None, args.checkpoint
     if args.source is None or (args.checkpoint is None and not args.onnx):
@@ -55,6 +62,13 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.support, args.bank):
         if path is not None:
             existing(path, "the classes to find", "check --support or --bank")
+    if args.refdet:
+        from fsdet.tasks import refer
+
+        existing(args.refdet, "a RefDet folder", "draw one with fsdet data demo DIR --video")
+        print(refer.predict(args.checkpoint, folder=args.refdet, out=args.out, conf=args.conf, device=args.device,
+                            film=not args.no_video))  # fmt: skip
+        return 0
     print(_predict(args))
     return 0
 

@@ -19,10 +19,10 @@ import cv2
 from fsdet.errors import DataError, explain
 
 MARKER = "demo.json"
-KINDS = {"documents_sha256": "the classifier", "instances_sha256": "Mask R-CNN",
+KINDS = {"documents_sha256": "the classifier", "instances_sha256": "Mask R-CNN", "flights_sha256": "videos",
          "generator_sha256": "few-shot detection"}  # the first of them in an identity: what it is for  # fmt: skip
 SLACK = 2.0  # s, by which the times of files that were written one after another may be out of order
-DRAWN = re.compile(r"\d{6}\.(jpg|png)|annotations\.json")  # every file that a drawn split holds
+DRAWN = re.compile(r"\d{6}\.(jpg|png)|annotations\.json|drone_video\.mp4")  # every file that a drawn split holds
 
 
 def publish(out: Path, identity: Mapping[str, Any], splits: Iterable[str], draw: Callable[[Path], None],
