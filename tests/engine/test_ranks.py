@@ -133,7 +133,7 @@ def test_who_does_not_come_is_named_in_time(how):
 
     begun = time.monotonic()
     found = together(meet, world=3, timeout=1.5)
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 15  # of which a busy machine needs some to fork; gloo itself waits half an hour
     for error in (found[0], found[2]):
         assert error.kind == "RunFailed"
         if how == "raises":
