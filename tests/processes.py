@@ -20,9 +20,10 @@ SECONDS = 50  # after which a test that hangs is ended
 
 
 class Raised:
-    """What a process raised."""
+    """What a process raised, and how many seconds after it had joined the others."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, seconds: float = 0.0) -> None:
+        self.seconds = seconds
         self.kind, self.text = type(error).__name__, str(error)
         self.trace = "".join(traceback.format_exception(error))
 
@@ -69,16 +70,17 @@ def _fork(function: Callable, rank: int, world: int, port: int, timeout: float, 
         child = os.fork()
     if child:
         return child
-    code = 1
+    code, begun = 1, time.monotonic()
     try:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(rank),
                        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
         try:
             with ranks.joined("cpu", timeout) as peers:
                 (folder / f"{rank}.joined").touch()
+                begun = time.monotonic()  # what a busy machine needs to fork and to join is nobody's delay
                 found = function(peers)
         except Exception as error:
-            found = Raised(error)
+            found = Raised(error, time.monotonic() - begun)
         (folder / "part").with_suffix(f".{rank}").write_bytes(pickle.dumps(found))
         (folder / "part").with_suffix(f".{rank}").rename(folder / str(rank))
         code = 0

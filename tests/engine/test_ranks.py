@@ -131,10 +131,9 @@ def test_who_does_not_come_is_named_in_time(how):
             time.sleep(3)
         peers.wait("the evaluation")
 
-    begun = time.monotonic()
     found = together(meet, world=3, timeout=1.5)
-    assert time.monotonic() - begun < 15  # of which a busy machine needs some to fork; gloo itself waits half an hour
     for error in (found[0], found[2]):
+        assert error.seconds < 6, "gloo itself waits half an hour"
         assert error.kind == "RunFailed"
         if how == "raises":
             assert error.text == "process 1 of 3 failed: ValueError: a disk that is gone"
