@@ -16,25 +16,49 @@ from fsdet.models.heads import Dense, unit
 D = 8
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=["as they are", "corrected"])
+def model(request):
+    """Its prototypes are compared as they are, or after an MLP that is no longer the identity."""
     torch.manual_seed(0)
-    return build_model(model_spec("yolov8n", "P3-P5", 3, D, 16, "anchors", True, 3)).eval()
+    spec = model_spec("yolov8n", "P3-P5", 3, D, 16, "anchors", True, 3, refine=request.param == "corrected")
+    model = build_model(spec).eval()
+    if model.head.refine is not None:
+        torch.nn.init.normal_(model.head.refine[-1].weight)
+    return model
 
 
 def dense_of(standard, embeddings):
+    """Each place raised by an objectness of its own."""
     points = torch.zeros(len(standard), 2)
     return Dense(points, torch.ones(len(standard)), torch.zeros(1, len(standard), 4, 16),
-                 torch.zeros(1, len(standard), 4), unit(embeddings)[None], standard[None])  # fmt: skip
+                 torch.zeros(1, len(standard), 4), unit(embeddings)[None], standard[None],
+                 torch.linspace(-1, 1, len(standard))[None, :, None])  # fmt: skip
+
+
+def compared(model, rows):
+    """Unit rows as lists of float64, corrected by the MLP where the model has one, a weight at a time."""
+    rows = [r.detach().double() for r in rows]
+    if model.head.refine is not None:
+        first, last = (model.head.refine[i].double() for i in (0, 2))
+        moved = [r + last.weight @ (first.weight @ r + first.bias).clamp(min=0) + last.bias for r in rows]
+        rows = [m / m.norm() for m in moved]
+        model.head.refine.float()
+    return [r.detach().tolist() for r in rows]
+
+
+def doubles(rows):
+    return [torch.tensor(row, dtype=torch.float64) for row in rows]
 
 
 def by_hand(model, dense, words):
     """One point and one column at a time, in float64."""
     scale, bias = float(model.head.log_scale.exp().detach()), float(model.head.bias.detach())
-    rows = [*words.prototypes.double().tolist()] if words.prototypes is not None else []
-    rows += [unit(model.head.proxies[i]).detach().double().tolist() for i in words.proxies]
-    out = []
-    for z, logits in zip(dense.embeddings[0].double().tolist(), dense.standard[0].double().tolist(), strict=True):
+    rows = [*words.prototypes] if words.prototypes is not None else []
+    rows = compared(model, [*rows, *(unit(model.head.proxies[i]) for i in words.proxies)])
+    raised, out = bias, []
+    seen = (dense.embeddings, dense.standard, dense.objectness)
+    for z, logits, (higher,) in zip(*(x[0].double().tolist() for x in seen), strict=True):
+        bias = raised + higher
         own = [logits[c] for c in words.standard]
         learnt = [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias for row in rows]
         whole = sum(math.exp(v) for v in own + learnt)
@@ -114,17 +138,21 @@ def registered(scoring=None, negatives=(3, 0), own=(0, 2)):
 def switched_by_hand(model, dense, words):
     """One point, one class, one instance at a time, in float64; all switches as the formulas have them."""
     how, scale, bias = words.scoring, float(model.head.log_scale.exp().detach()), float(model.head.bias.detach())
-    out = []
-    for z, standard in zip(dense.embeddings[0].double(), dense.standard[0].double().tolist(), strict=True):
+    raised, out = bias, []
+    seen = (dense.embeddings, dense.standard, dense.objectness)
+    [learnt_row, *prototypes] = doubles(compared(model, [unit(model.head.proxies[1]), *words.prototypes]))
+    for z, standard, higher in zip(*(x[0].double() for x in seen), strict=True):
+        bias, standard = raised + float(higher), standard.tolist()
         own = [standard[c] for c in words.standard]
-        proxy = scale * float(z @ unit(model.head.proxies[1]).detach().double()) + bias
+        proxy = scale * float(z @ learnt_row) + bias
         logits, rivals = [], []
-        for prototype, of in zip(words.prototypes.double(), words.shots, strict=True):
-            each = [scale * float(z @ row) + bias for row in of.instances.double()]
+        for prototype, of in zip(prototypes, words.shots, strict=True):
+            each = [scale * float(z @ row) + bias for row in doubles(compared(model, of.instances))]
             reduced = {"mean": scale * float(z @ prototype) + bias, "best": max(each),
                        "lse": math.log(sum(map(math.exp, each)) / len(each))}[how.reduce]  # fmt: skip
             logits.append(reduced)
-            rivals.append(max((scale * float(z @ row) + bias for row in of.negatives.double()), default=None))
+            beside = doubles(compared(model, of.negatives))
+            rivals.append(max((scale * float(z @ row) + bias for row in beside), default=None))
         whole = sum(math.exp(v) for v in [*own, *logits, proxy])
         row = [1 / (1 + math.exp(-v)) for v in own]
         for logit, rival in zip(logits, rivals, strict=True):
@@ -175,7 +203,7 @@ def test_a_switch_is_its_formula(likely, text):
 def test_the_default_is_what_it_was_to_the_last_bit(likely):
     dense, words = dense_of(torch.randn(40, 3), torch.randn(40, D)), registered()
     own, rows = dense.standard[..., [0, 2]], torch.cat((words.prototypes, unit(likely.head.proxies[[1]])))
-    logits = likely.head.similarity_logits(dense.embeddings, rows)
+    logits = likely.head.similarity_logits(dense, rows)
     share = torch.cat((own, logits), -1).softmax(-1)[..., 2:]
     assert torch.equal(class_scores(likely, dense, words), torch.cat((own.sigmoid(), logits.sigmoid() * share), -1))
     assert Scoring.parse("background=off,reduce=mean") == Scoring() and Scoring().changed() == {}

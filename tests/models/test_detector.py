@@ -72,6 +72,50 @@ def test_every_parameter_gets_a_gradient_in_dual_mode():
     assert silent == []
 
 
+def test_what_corrects_starts_as_nothing_and_learns():
+    """Same seed, same weights: an MLP and an objectness change no output before they are trained, and both train."""
+    e, plain = episode(), detector().eval()
+    model = detector(refine=True, objectness=True).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(model(e)[0].prototype, plain(e)[0].prototype, atol=1e-4, rtol=0)
+    output, _ = model(e)
+    MultiLoss(ALL, cpe_iou=0.0)(output, e.targets, e.class_ids, contrast=model.contrast).total.backward()
+    assert model.head.refine[-1].weight.grad.abs().sum() > 0
+    assert all(level.weight.grad.abs().sum() > 0 for level in model.head.objectness[:1])
+
+
+def test_a_prototype_is_corrected_before_it_is_compared_and_a_place_raised_by_its_own_logit():
+    model = detector(refine=True, objectness=True).eval()
+    dense = replace(model.dense(episode().query), objectness=torch.tensor([[[2.0]], [[-1.0]]]).expand(2, 84, 1))
+    rows = unit(torch.randn(3, 32))
+    with torch.no_grad():
+        torch.nn.init.normal_(model.head.refine[-1].weight)
+        first, last = model.head.refine[0], model.head.refine[-1]
+        moved = rows + (rows @ first.weight.T + first.bias).relu() @ last.weight.T + last.bias
+        cosine = dense.embeddings @ (moved / moved.norm(dim=1, keepdim=True)).T
+        logits = model.head.similarity_logits(dense, rows)
+        wanted = model.head.scale() * cosine + model.head.bias
+        torch.testing.assert_close(logits[0], wanted[0] + 2, atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits[1], wanted[1] - 1, atol=1e-4, rtol=0)
+        dual = model.with_prototypes(dense, rows).prototype
+        torch.testing.assert_close(dual[..., :3], logits, atol=1e-5, rtol=0)
+
+
+def test_some_places_of_some_images():
+    model = detector(objectness=True).eval()
+    with torch.no_grad():
+        dense = model.dense(episode().query)
+        dense = replace(dense, objectness=torch.randn(2, 84, 1))
+    places = torch.tensor([3, 80])
+    cut = dense.cut(slice(1, 2), places)
+    assert torch.equal(cut.points, dense.points[places]) and torch.equal(cut.strides, dense.strides[places])
+    for name in ("box_logits", "boxes", "embeddings", "standard", "objectness"):
+        assert torch.equal(getattr(cut, name)[0], getattr(dense, name)[1, places]), name
+    assert cut.features == () and dense.cut(slice(0, 1)).objectness.shape == (1, 84, 1)
+    assert replace(dense, objectness=None).cut(slice(0, 1)).objectness is None
+
+
 def test_gradient_reaches_the_trunk_through_the_support_path_alone():
     model = detector(proxies=False).eval()
     e = episode(ways=2)
@@ -148,6 +192,14 @@ def test_build_refuses_an_incomplete_spec():
     assert build_model(spec).head.classes == 5
     with pytest.raises(CheckpointError, match="reg_max"):
         build_model({k: v for k, v in spec.items() if k != "reg_max"}, "x.pt")
+
+
+def test_a_spec_that_names_no_switch_has_none():
+    plain = model_spec("yolov8n", "P3-P5", 5, 32, 16, "anchors", True, 5)
+    assert plain == model_spec("yolov8n", "P3-P5", 5, 32, 16, "anchors", True, 5, refine=False, objectness=False)
+    assert build_model(plain).head.refine is None and build_model(plain).head.objectness is None
+    both = build_model(plain | {"refine": True, "objectness": True}).head
+    assert both.refine is not None and both.objectness is not None
 
 
 def test_temperature_is_stored_as_its_log_and_capped_at_100():

@@ -43,7 +43,7 @@ def small(data: Path, folder: Path, *overrides: str) -> config.Config:
     """A config of 96 px images and two steps."""
     plain = [f"data.path={data}", f"run.dir={folder}", "run.threads=1", "data.image_size=96", "data.support_size=64",
              "data.workers=0", "episode.queries=2", "optim.steps=2", "eval.every=0", "optim.warmup_epochs=0",
-             "model.embed_dim=16"]  # fmt: skip
+             "model.embed_dim=16", "model.refine=true", "model.objectness=true"]  # fmt: skip
     return config.load(None, [*plain, *overrides])
 
 

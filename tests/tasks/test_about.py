@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fsdet.cli.main import main
+from fsdet.models.build import model_spec
 from fsdet.tasks import about, kind_of
 from tasks import others
 
@@ -103,15 +104,16 @@ def test_the_two_branches_of_the_detector_are_told_apart(best, capsys):
     counts = {row.split()[0]: row.split()[1] for row in rows[1:] if re.search(r" [\d.]+ M", row)}
     assert list(counts) == ["backbone", "neck", "box", "tower", "standard", "prototype", "contrast", "total"]
     model = about.checkpoints.load(best)["model"]
-    embed = sum(v.numel() for k, v in model.items() if k.startswith(("head.embed", "head.proxies"))) + 2
+    own = ("head.embed", "head.proxies", "head.refine", "head.objectness")
+    embed = sum(v.numel() for k, v in model.items() if k.startswith(own)) + 2
     assert float(counts["prototype"]) == pytest.approx(embed / 1e6, abs=0.005)
     assert any("at 64 px" in row for row in rows)
 
 
-def test_parts_are_every_parameter_once():
-    model = kind_of("fewshot", "test").network(
-        dict(zip(("backbone", "levels", "classes", "embed_dim", "reg_max", "support", "proxies", "tower_classes"),
-                 ("yolov8n", "P3-P5", 3, 8, 16, "anchors", True, 3), strict=True)), "test")  # fmt: skip
+@pytest.mark.parametrize("switches", [{}, {"refine": True, "objectness": True}])
+def test_parts_are_every_parameter_once(switches):
+    spec = model_spec("yolov8n", "P3-P5", 3, 8, 16, "anchors", True, 3, **switches)
+    model = kind_of("fewshot", "test").network(spec, "test")
     listed = [name for members in model.parts().values() for name, _ in members]
     assert sorted(listed) == sorted(name for name, _ in model.named_parameters())
 

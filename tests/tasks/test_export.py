@@ -33,7 +33,7 @@ def best(best, small_demo, tmp_path_factory):
     images = [letterbox(read_rgb(r.path), 96)[0] for r in load(small_demo).split("train")[:16]]
     with torch.no_grad():
         model.dense(to_tensor(images, 96))
-        for layer in (*model.head.embed, *model.head.standard):
+        for layer in (*model.head.embed, *model.head.standard, *model.head.objectness, model.head.refine[-1]):
             torch.nn.init.normal_(layer.weight, std=0.2)
     state = torch.load(best, weights_only=True)
     path = tmp_path_factory.mktemp("sharp") / "best.pt"

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Stage 3 takes its instances from any shot file that has its K."""
+"""Stage 3 takes its instances from any shot file that has its K; a stage takes what corrects from the one before."""
 
 import pytest
+import torch
 
 from fsdet.data import sources
 from fsdet.data.shots import ShotFile, as_shots
-from fsdet.errors import DataError
+from fsdet.errors import CheckpointError, DataError
+from fsdet.tasks import build, build_task, read_data
 from fsdet.tasks.initial import shots_of
 
 
@@ -41,3 +43,32 @@ def test_stage_3_takes_the_list_of_its_k_and_no_other(support, settings, tmp_pat
     assert shots_of(settings("episode.shots=2", told), data)[0] == found
     with pytest.raises(DataError, match="a list of 3 shots, got lists of 1, 2"):
         shots_of(settings("episode.shots=3", told), data)
+
+
+OFF = ("model.refine=false", "model.objectness=false")
+EPISODES = ("stage.name=episodic", "episode.ways=2", "episode.shots=1")
+
+
+def test_what_corrects_may_come_in_with_the_episodes_and_is_not_dropped(settings, best, tmp_path):
+    told = f"stage.init_from={best}"
+    with pytest.raises(CheckpointError, match=r"model\.refine true there, false here; model\.objectness true there"):
+        build(settings(*EPISODES, told, *OFF))
+    first = build(settings("optim.steps=1", *OFF, f"run.dir={tmp_path / 'plain'}")).fit().best
+    config = settings(*EPISODES, f"stage.init_from={first}")
+    task, report = build_task(config, read_data(config), resume=False)
+    assert "10 start fresh (head.objectness.0.bias" in report
+    assert task.model.head.refine[-1].weight.abs().sum() == 0, "as if it were not there"
+
+
+def test_a_run_of_before_these_keys_resumes(settings, tmp_path):
+    build(settings(*OFF)).fit()
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert not {"refine", "objectness"} & set(state["spec"]["model"])
+    for key in ("refine", "objectness"):
+        del state["config"]["model"][key]
+    for path in (tmp_path / "run").glob("*.pt"):
+        torch.save(state, path)
+    (tmp_path / "run/manifest.json").unlink()
+    build(settings(*OFF), resume=True)
+    with pytest.raises(CheckpointError, match=r"another: model\.refine None -> True, model\.objectness None -> True"):
+        build(settings(), resume=True)

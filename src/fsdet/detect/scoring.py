@@ -26,8 +26,9 @@ class Scoring:
     log(1/K sum exp(logit_k)). compete: the sigmoid is multiplied by the share in a softmax over all columns.
     background: rows of the support images that are not the object, as `sigmoid(s (cos - largest background cos))`
     (subtract), or as further columns of the class's own softmax (compete, which needs `compete`).
-    objectness: sqrt(objectness * score); the head has no objectness channel, so it is the standard branch's largest
-    sigmoid. calibration: a in a * score + (1 - a) * cosine, for scores above .05; as Qiao et al. 2021 (DeFRCN).
+    objectness: sqrt(objectness * score), by the standard branch's largest sigmoid; what `model.objectness` adds to
+    logits is no probability. calibration: a in a * score + (1 - a) * cosine, for scores above .05; as Qiao et al. 2021
+    (DeFRCN).
     """
 
     reduce: str = "mean"
@@ -165,7 +166,7 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
         rows.append(unit(model.head.proxies[list(words.proxies)]))
     if not rows:
         return own.sigmoid()
-    logits = model.head.similarity_logits(dense.embeddings, torch.cat(rows))
+    logits = model.head.similarity_logits(dense, torch.cat(rows))
     if words.scoring != DEFAULT and words.prototype_labels:
         learnt = _switched(model, dense, words, own, logits)
     else:
@@ -187,18 +188,17 @@ def worth_scoring(model: DualDetector, dense: Dense, words: Vocabulary, least: f
     standard = list(words.standard)
     bounds = [dense.standard[0][:, standard].amax(-1).sigmoid()] if standard else []
     if words.prototypes is not None and len(words.prototypes):
-        bounds.append(model.head.similarity_logits(dense.embeddings[0], words.prototypes).amax(-1).sigmoid())
+        bounds.append(model.head.similarity_logits(dense, words.prototypes)[0].amax(-1).sigmoid())
     if words.proxies:
         proxies = list(words.proxies)
-        sure = model.head.similarity_logits(dense.embeddings[0], unit(model.head.proxies[proxies])).sigmoid()
+        sure = model.head.similarity_logits(dense, unit(model.head.proxies[proxies]))[0].sigmoid()
         if words.agree:
             sure = (sure * dense.standard[0][:, proxies].sigmoid()).sqrt()
         bounds.append(sure.amax(-1))
     if not bounds:
         return dense
     rows = (torch.stack(bounds).amax(0) > least * (1 - ROUNDING)).nonzero()[:, 0]
-    return Dense(dense.points[rows], dense.strides[rows], dense.box_logits[:, rows], dense.boxes[:, rows],
-                 dense.embeddings[:, rows], dense.standard[:, rows])  # fmt: skip
+    return dense.cut(slice(None), rows)
 
 
 def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor, logits: Tensor) -> Tensor:
@@ -221,7 +221,8 @@ def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor,
     if how.objectness and dense.standard.shape[-1]:
         score = (dense.standard.amax(-1, keepdim=True).sigmoid() * score).sqrt()
     if how.calibration < 1:
-        cosine = (logits[..., :n] - model.head.bias) / model.head.scale()
+        raised = model.head.bias if dense.objectness is None else model.head.bias + dense.objectness
+        cosine = (logits[..., :n] - raised) / model.head.scale()
         mixed = how.calibration * score + (1 - how.calibration) * cosine.clamp(0, 1)
         score = torch.where(score > CALIBRATED_FROM, mixed, score)
     return torch.cat((score, learnt), -1)
@@ -249,7 +250,7 @@ def _largest_negative(model: DualDetector, dense: Dense, words: Vocabulary) -> T
 
 def _of_classes(model: DualDetector, dense: Dense, rows: Sequence[Tensor]) -> Sequence[Tensor]:
     """Logits of all rows in one product, cut by class."""
-    return model.head.similarity_logits(dense.embeddings, torch.cat(list(rows))).split([len(r) for r in rows], -1)
+    return model.head.similarity_logits(dense, torch.cat(list(rows))).split([len(r) for r in rows], -1)
 
 
 def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:

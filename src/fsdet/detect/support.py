@@ -66,7 +66,7 @@ def whole_images(model: DualDetector, samples: Iterable[Sample], size: int,
         placed = [letterbox(s.image, size) for s in pending]
         dense = model.dense(to_tensor([image for image, _, _ in placed], size).to(device))
         for i, (sample, (_, factor, padding)) in enumerate(zip(pending, placed, strict=True)):
-            yield one_image(dense, i), sample.boxes * np.float32(factor) + np.float32([*padding, *padding])
+            yield dense.cut(slice(i, i + 1)), sample.boxes * np.float32(factor) + np.float32([*padding, *padding])
         pending.clear()
 
     for sample in samples:
@@ -75,13 +75,6 @@ def whole_images(model: DualDetector, samples: Iterable[Sample], size: int,
             yield from answers()
     if pending:
         yield from answers()
-
-
-def one_image(dense: Dense, index: int) -> Dense:
-    """Image `index` of a batch as a batch of one, without what scoring does not read."""
-    row = slice(index, index + 1)
-    return Dense(dense.points, dense.strides, dense.box_logits[row], dense.boxes[row], dense.embeddings[row],
-                 dense.standard[row])  # fmt: skip
 
 
 def negative_rows(dense: Dense, own: Tensor, others: Tensor, like: Tensor) -> Tensor:

@@ -12,14 +12,16 @@ from fsdet.errors import CheckpointError, explain
 from fsdet.models.detector import DualDetector
 
 SPEC_KEYS = ("backbone", "levels", "classes", "embed_dim", "reg_max", "support", "proxies", "tower_classes")
+SWITCHES = ("refine", "objectness")  # off in a spec that does not name them, as older ones do not
 
 
 def model_spec(backbone: str, levels: str, classes: int, embed_dim: int, reg_max: int, support: str,
                proxies: bool, tower_classes: int,
-               encoder: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
-    """The plain values that DualDetector is built from; `encoder`, of vit_spec, only where there is one."""
+               encoder: Mapping[str, Any] | None = None, **switches: bool) -> dict[str, Any]:  # fmt: skip
+    """The plain values that DualDetector is built from; `encoder`, of vit_spec, and SWITCHES only where there are."""
     values = (backbone, levels, classes, embed_dim, reg_max, support, proxies, tower_classes)
-    return dict(zip(SPEC_KEYS, values, strict=True)) | ({"encoder": dict(encoder)} if encoder else {})
+    on = {name: True for name in SWITCHES if switches.get(name)}
+    return dict(zip(SPEC_KEYS, values, strict=True)) | ({"encoder": dict(encoder)} if encoder else {}) | on
 
 
 def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetector:
@@ -28,7 +30,8 @@ def build_model(spec: Mapping[str, Any], where: str = "checkpoint") -> DualDetec
     if missing:
         raise CheckpointError(explain("a fsdet detector's spec", f"no {', '.join(missing)}", where,
                                       "use a checkpoint written by fsdet train"))  # fmt: skip
-    return DualDetector(**{k: spec[k] for k in SPEC_KEYS}, encoder=spec.get("encoder"))
+    return DualDetector(**{k: spec[k] for k in SPEC_KEYS}, encoder=spec.get("encoder"),
+                        **{name: bool(spec.get(name)) for name in SWITCHES})  # fmt: skip
 
 
 def model_sha256(model: nn.Module) -> str:

@@ -28,18 +28,19 @@ class DualDetector(nn.Module):
             head without widening it.
         encoder: the plain values of a FrozenVit, which reads support instances instead of the detector; a learnable
             projection takes its features to D.
+        refine, objectness: of the prototype branch (models/heads.py).
     """
 
     def __init__(self, backbone: str = "yolov8n", levels: str = "P3-P5", classes: int = 1, embed_dim: int = 128,
                  reg_max: int = 16, support: str = "anchors", proxies: bool = True,
-                 tower_classes: int | None = None,
-                 encoder: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+                 tower_classes: int | None = None, encoder: Mapping[str, Any] | None = None, refine: bool = False,
+                 objectness: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.trunk_wiring = build_trunk(backbone, levels)
         self.backbone, self.neck = self.trunk_wiring.backbone, self.trunk_wiring.neck
         channels = self.trunk_wiring.channels
         width = tower_width(channels[0], classes if tower_classes is None else tower_classes)
-        self.head = DualHead(channels, classes, embed_dim, reg_max, proxies, width)
+        self.head = DualHead(channels, classes, embed_dim, reg_max, proxies, width, refine, objectness)
         # Contrast is learnt behind a small MLP, so that the embedding itself keeps what CPE would throw away.
         self.support = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, CONTRAST_DIM))
         self.pooling = support
@@ -82,7 +83,7 @@ class DualDetector(nn.Module):
     def with_prototypes(self, dense: Dense, prototypes: Tensor) -> DualOutput:
         """Compare a dense answer with [N, D] prototypes (and the proxies, where the model has them)."""
         return DualOutput(dense.points, dense.strides, dense.box_logits, dense.boxes, dense.embeddings, dense.standard,
-                          self.head.prototype_logits(dense.embeddings, prototypes))  # fmt: skip
+                          self.head.prototype_logits(dense, prototypes))  # fmt: skip
 
     def contrast(self, embeddings: Tensor) -> Tensor:
         """[..., D] -> [..., 128] unit projections for CPE."""
@@ -101,7 +102,7 @@ class DualDetector(nn.Module):
         and prototype branch; contrast is CPE's projection, which only training uses. With a ViT also itself, which
         never trains, and its projection."""
         head = {"box": ("box",), "tower": ("tower",), "standard": ("standard",),
-                "prototype": ("embed", "proxies", "log_scale", "bias")}  # fmt: skip
+                "prototype": ("embed", "proxies", "log_scale", "bias", "refine", "objectness")}  # fmt: skip
         groups = self.groups()
         of_head = {
             part: [(n, p) for n, p in groups["head"] if n.split(".")[1] in names] for part, names in head.items()

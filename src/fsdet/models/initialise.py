@@ -9,6 +9,7 @@
 | proxies              | unit normal rows               | near-orthogonal in D >= 64                                   |
 | log scale            | ln 10                          | cosines of .5 already separate, gradients do not vanish      |
 | prototype bias       | -log((1 - .001) / .001) = -6.9 | same kind of prior in the cosine branch                      |
+| refine, objectness   | last layers 0                  | a prototype as it is, no place above another                 |
 | BatchNorm            | eps 1e-3, momentum .03         | as the trunk's                                               |
 """
 
@@ -38,6 +39,9 @@ def initialise_head(head: DualHead, strides: tuple[int, ...]) -> None:
     with torch.no_grad():
         if len(head.proxies):
             head.proxies.copy_(nn.functional.normalize(torch.randn_like(head.proxies), dim=-1))
+        for last in [*(head.objectness or ()), *([head.refine[-1]] if head.refine is not None else [])]:
+            last.weight.zero_()
+            last.bias.zero_()
         head.log_scale.fill_(math.log(SCALE))
         head.bias.fill_(-math.log((1 - PRIOR) / PRIOR))
 

@@ -11,6 +11,7 @@ from fsdet.data import sources
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
 from fsdet.errors import CheckpointError, DataError, explain
+from fsdet.models.build import SWITCHES
 from fsdet.tasks import finetune_task, initial, trainer_of
 from fsdet.tasks.loading import Trained, data_of, load_trained
 from fsdet.types import ImageRecord
@@ -91,7 +92,7 @@ def _only_base(records: Sequence[ImageRecord], base: int) -> list[ImageRecord]:
 def _settings(trained: Trained, data: str, folder: Path, steps: int, device: str, overrides: Sequence[str]) -> Config:
     spec, model = trained.spec, trained.spec["model"]
     kept = [f"model.{key}={model[key]}" for key in ("backbone", "levels", "embed_dim", "reg_max", "support")]
-    kept.append(f"model.proxies={str(model['proxies']).lower()}")
+    kept += [f"model.{key}={str(bool(model.get(key))).lower()}" for key in ("proxies", *SWITCHES)]
     if encoder := trained.model.encoder:
         kept += ["model.support_encoder=vit", f"model.vit.name={encoder.name}", f"model.vit.weights={encoder.path}",
                  f"model.vit.image_size={encoder.image_size}"]  # fmt: skip

@@ -38,7 +38,8 @@ def spec_of(config: Config, classes: int, base: int) -> dict[str, Any]:
     """The plain spec of a config's model with `classes` columns, of which `base` are base classes."""
     m = config.model
     encoder = vit_spec(m.vit.name, m.vit.weights or "", m.vit.image_size) if m.support_encoder == "vit" else None
-    return model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base, encoder)
+    return model_spec(m.backbone, m.levels, classes, m.embed_dim, m.reg_max, m.support, m.proxies, base, encoder,
+                      refine=m.refine, objectness=m.objectness)  # fmt: skip
 
 
 def stamp_of(config: Config, data: DataSet, shots: Mapping[int, Sequence[tuple[int, int]]], split: str) -> dict:

@@ -18,6 +18,7 @@ from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.checkpoint import first_non_finite
 from fsdet.errors import CheckpointError, explain
 from fsdet.models.backbone import read_weights, trunk_names
+from fsdet.models.build import SWITCHES
 from fsdet.tasks.fewshot import FewshotTask
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.validation import shot_prototypes
@@ -104,6 +105,8 @@ def from_stage(task: FewshotTask, trained: Trained) -> str:
     spec, given = task.describe(), trained.spec
     wrong = [f"model.{k} {given['model'][k]!r} there, {spec['model'][k]!r} here" for k in FIXED
              if given["model"][k] != spec["model"][k]]  # fmt: skip
+    wrong += [f"model.{k} true there, false here" for k in SWITCHES
+              if given["model"].get(k) and not spec["model"].get(k)]  # fmt: skip
     wrong += _other_encoder(given["model"].get("encoder"), spec["model"].get("encoder"), bool(task.finetune))
     if list(given["base"]) != list(spec["base"]):
         wrong.append(_class_difference(given["base"], spec["base"]))

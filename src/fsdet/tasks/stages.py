@@ -92,7 +92,7 @@ def look(model: nn.Module, images: Tensor) -> Any:
 
 def practice(model: nn.Module, images: Tensor) -> Tensor:
     dense = model.dense(images)
-    compared = model.head.prototype_logits(dense.embeddings, dense.embeddings[0, :0])
+    compared = model.head.prototype_logits(dense, dense.embeddings[0, :0])
     ends = (dense.box_logits.float().log_softmax(-1), softplus(dense.standard), softplus(compared))
     return sum(end.sum() for end in ends)
 

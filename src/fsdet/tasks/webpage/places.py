@@ -31,10 +31,11 @@ def plane(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 def places_of(model: DualDetector, store: ImageStore, support_size: int, classes: Sequence[int],
               prototypes: Tensor, shots: Mapping[int, Tensor]) -> Places:  # fmt: skip
-    """The map of some classes: prototypes [N, D], shots {label: [K, D]}, and objects of a store's images."""
+    """The map of some classes: prototypes [N, D], shown as they are compared, shots {label: [K, D]}, and
+    objects of a store's images."""
     picks = _objects(store, classes)
     objects = embed_instances(model, (store.instance(i, j) for _, i, j in picks), support_size, PLAIN)
-    rows, labels, kinds = [prototypes], list(classes), ["prototype"] * len(classes)
+    rows, labels, kinds = [model.head.refined(prototypes)], list(classes), ["prototype"] * len(classes)
     for label, found in shots.items():
         rows.append(found)
         labels += [label] * len(found)
