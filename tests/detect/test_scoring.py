@@ -55,12 +55,13 @@ def by_hand(model, dense, words):
     scale, bias = float(model.head.log_scale.exp().detach()), float(model.head.bias.detach())
     rows = [*words.prototypes] if words.prototypes is not None else []
     rows = compared(model, [*rows, *(unit(model.head.proxies[i]) for i in words.proxies)])
-    raised, out = bias, []
+    out = []
     seen = (dense.embeddings, dense.standard, dense.objectness)
     for z, logits, (higher,) in zip(*(x[0].double().tolist() for x in seen), strict=True):
-        bias = raised + higher
         own = [logits[c] for c in words.standard]
-        learnt = [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias for row in rows]
+        share = [0.5] * (len(rows) - len(words.proxies)) + [1.0] * len(words.proxies)
+        learnt = [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias + s * higher
+                  for row, s in zip(rows, share, strict=True)]  # fmt: skip
         whole = sum(math.exp(v) for v in own + learnt)
         scores = [math.exp(v) / whole / (1 + math.exp(-v)) for v in learnt]
         if words.agree:
@@ -142,9 +143,9 @@ def switched_by_hand(model, dense, words):
     seen = (dense.embeddings, dense.standard, dense.objectness)
     [learnt_row, *prototypes] = doubles(compared(model, [unit(model.head.proxies[1]), *words.prototypes]))
     for z, standard, higher in zip(*(x[0].double() for x in seen), strict=True):
-        bias, standard = raised + float(higher), standard.tolist()
+        bias, standard = raised + float(higher) / 2, standard.tolist()
         own = [standard[c] for c in words.standard]
-        proxy = scale * float(z @ learnt_row) + bias
+        proxy = scale * float(z @ learnt_row) + raised + float(higher)
         logits, rivals = [], []
         for prototype, of in zip(prototypes, words.shots, strict=True):
             each = [scale * float(z @ row) + bias for row in doubles(compared(model, of.instances))]
@@ -202,8 +203,9 @@ def test_a_switch_is_its_formula(likely, text):
 
 def test_the_default_is_what_it_was_to_the_last_bit(likely):
     dense, words = dense_of(torch.randn(40, 3), torch.randn(40, D)), registered()
-    own, rows = dense.standard[..., [0, 2]], torch.cat((words.prototypes, unit(likely.head.proxies[[1]])))
-    logits = likely.head.similarity_logits(dense, rows)
+    own, proxies = dense.standard[..., [0, 2]], unit(likely.head.proxies[[1]])
+    logits = likely.head.similarity_logits(dense, words.prototypes, 0.5)
+    logits = torch.cat((logits, likely.head.similarity_logits(dense, proxies)), -1)
     share = torch.cat((own, logits), -1).softmax(-1)[..., 2:]
     assert torch.equal(class_scores(likely, dense, words), torch.cat((own.sigmoid(), logits.sigmoid() * share), -1))
     assert Scoring.parse("background=off,reduce=mean") == Scoring() and Scoring().changed() == {}

@@ -14,6 +14,7 @@ from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense, unit
 
 ROUNDING = 1e-5  # relative, of sigmoids that are computed twice
+TRUST = 0.5  # in the objectness of a place, where a registered class is looked for: base classes have taught it
 CALIBRATED_FROM = 0.05  # a lower score is not calibrated: it would be lifted by a cosine that says nothing
 CHOICES = {"reduce": ("mean", "best", "lse"), "background": ("off", "subtract", "compete")}
 
@@ -159,14 +160,14 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
     changes that for the support's prototypes, `compete` for proxies too.
     """
     own = dense.standard[..., list(words.standard)]
-    rows = []
+    columns = []
     if words.prototypes is not None and words.prototypes.shape[0]:  # not len(): an exported graph keeps it open
-        rows.append(words.prototypes)
+        columns.append(model.head.similarity_logits(dense, words.prototypes, TRUST))
     if words.proxies:
-        rows.append(unit(model.head.proxies[list(words.proxies)]))
-    if not rows:
+        columns.append(model.head.similarity_logits(dense, unit(model.head.proxies[list(words.proxies)])))
+    if not columns:
         return own.sigmoid()
-    logits = model.head.similarity_logits(dense, torch.cat(rows))
+    logits = torch.cat(columns, -1)
     if words.scoring != DEFAULT and words.prototype_labels:
         learnt = _switched(model, dense, words, own, logits)
     else:
@@ -188,7 +189,7 @@ def worth_scoring(model: DualDetector, dense: Dense, words: Vocabulary, least: f
     standard = list(words.standard)
     bounds = [dense.standard[0][:, standard].amax(-1).sigmoid()] if standard else []
     if words.prototypes is not None and len(words.prototypes):
-        bounds.append(model.head.similarity_logits(dense, words.prototypes)[0].amax(-1).sigmoid())
+        bounds.append(model.head.similarity_logits(dense, words.prototypes, TRUST)[0].amax(-1).sigmoid())
     if words.proxies:
         proxies = list(words.proxies)
         sure = model.head.similarity_logits(dense, unit(model.head.proxies[proxies]))[0].sigmoid()
@@ -221,7 +222,7 @@ def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor,
     if how.objectness and dense.standard.shape[-1]:
         score = (dense.standard.amax(-1, keepdim=True).sigmoid() * score).sqrt()
     if how.calibration < 1:
-        raised = model.head.bias if dense.objectness is None else model.head.bias + dense.objectness
+        raised = model.head.bias if dense.objectness is None else model.head.bias + TRUST * dense.objectness
         cosine = (logits[..., :n] - raised) / model.head.scale()
         mixed = how.calibration * score + (1 - how.calibration) * cosine.clamp(0, 1)
         score = torch.where(score > CALIBRATED_FROM, mixed, score)
@@ -250,7 +251,7 @@ def _largest_negative(model: DualDetector, dense: Dense, words: Vocabulary) -> T
 
 def _of_classes(model: DualDetector, dense: Dense, rows: Sequence[Tensor]) -> Sequence[Tensor]:
     """Logits of all rows in one product, cut by class."""
-    return model.head.similarity_logits(dense, torch.cat(list(rows))).split([len(r) for r in rows], -1)
+    return model.head.similarity_logits(dense, torch.cat(list(rows)), TRUST).split([len(r) for r in rows], -1)
 
 
 def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:

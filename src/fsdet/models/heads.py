@@ -113,11 +113,12 @@ class DualHead(nn.Module):
         with torch.autocast(prototypes.device.type, enabled=False):
             return unit(prototypes.float() + self.refine(prototypes.float()))
 
-    def similarity_logits(self, dense: Dense, prototypes: Tensor) -> Tensor:
-        """Places and [N, D] unit rows -> [B, A, N] float32 logits: scale * cosine + bias, + the place's objectness."""
+    def similarity_logits(self, dense: Dense, prototypes: Tensor, trust: float = 1.0) -> Tensor:
+        """Places and [N, D] unit rows -> [B, A, N] float32 logits: scale * cosine + bias, + the place's objectness
+        times `trust`."""
         with torch.autocast(dense.embeddings.device.type, enabled=False):
             logits = self.scale() * (dense.embeddings.float() @ self.refined(prototypes).T) + self.bias
-            return logits if dense.objectness is None else logits + dense.objectness
+            return logits if dense.objectness is None else logits + trust * dense.objectness
 
     def prototype_logits(self, dense: Dense, prototypes: Tensor) -> Tensor:
         """Places and support prototypes [N, D] -> [B, A, N + proxies], the learnable base proxies last."""
