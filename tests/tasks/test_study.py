@@ -14,7 +14,8 @@ from fsdet.evaluation import summary
 from fsdet.tasks import protocol, study
 
 QUICK = ["run.threads=1", "data.workers=0", "data.image_size=96", "data.support_size=64", "episode.queries=2",
-         "model.embed_dim=16", "optim.steps=1", "optim.warmup_epochs=0"]  # fmt: skip
+         "model.embed_dim=16", "model.refine=true", "model.objectness=true", "optim.steps=1",
+         "optim.warmup_epochs=0"]  # fmt: skip
 
 
 @pytest.fixture
