@@ -3,6 +3,7 @@
 
 import os
 import pickle
+import signal
 import tempfile
 import time
 import traceback
@@ -16,7 +17,9 @@ import torch.distributed as dist
 from fsdet.engine import ranks
 from fsdet.peers import Peers
 
-SECONDS = 50  # after which a test that hangs is ended
+JOINING, SECONDS = 20, 50  # after which forks that do not find one another, or a test that hangs, are ended
+DIGITS = 5  # of a port, as the forks read it
+ATTEMPTS = 3  # all of them within the time limit of a test
 
 
 class Raised:
@@ -34,37 +37,54 @@ class Raised:
 def together(function: Callable[[Peers], Any], world: int = 2, timeout: float = 30) -> list[Any]:
     """What `function(peers)` returns in each of `world` forks, by rank; Raised where it raised.
 
-    A fork of a process with threads may be born with a lock that nobody will open: where one ends without a word
-    before it has joined the others, all are made again, once.
+    A fork of a process with threads may be born with a lock that nobody will open: where one has ended without a word,
+    or has not joined the others in time, all are made again.
     """
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        found = _forked(function, world, timeout, Path(first))
-        stillborn = any(not Path(first, f"{rank}.joined").exists() and isinstance(part, Raised)
-                        and part.kind == ChildProcessError.__name__ for rank, part in enumerate(found))  # fmt: skip
-        return _forked(function, world, timeout, Path(second)) if stillborn else found
+    for _ in range(ATTEMPTS):
+        with tempfile.TemporaryDirectory() as folder:
+            found = _forked(function, world, timeout, Path(folder))
+            if not any(_mute(Path(folder), rank) for rank in range(world)):
+                break
+    return found
 
 
 def _forked(function: Callable[[Peers], Any], world: int, timeout: float, folder: Path) -> list[Any]:
+    heard, said = os.pipe()
+    children = [_fork(function, rank, world, heard, timeout, folder) for rank in range(world)]
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps it
-    children = [_fork(function, rank, world, store.port, timeout, folder) for rank in range(world)]
-    ends = [_end(child, time.monotonic() + SECONDS) for child in children]
+    os.write(said, f"{store.port:{DIGITS}d}".encode() * world)  # only now: a fork beside the store's thread may hang
+    ends = _ends(children, folder)
+    os.close(heard)
+    os.close(said)
     files = [folder / str(rank) for rank in range(world)]
     return [pickle.loads(file.read_bytes()) if file.exists() else Raised(ChildProcessError(f"process {rank} {end}"))
             for rank, (file, end) in enumerate(zip(files, ends, strict=True))]  # fmt: skip
 
 
-def _end(child: int, limit: float) -> str:
-    """How a child ended, in words; killed where it has not by `limit`."""
-    hung = ""
-    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > limit:
-            hung = f"hung for {SECONDS} s and was "
-            os.kill(child, 9)
+def _ends(children: list[int], folder: Path) -> list[str]:
+    """How the children ended, in words, by rank; those that take too long, to join or afterwards, are killed."""
+    ends: dict[int, str] = {}
+    limit, joined = time.monotonic() + JOINING, False
+    while len(ends) < len(children):
+        late = time.monotonic() > limit or any(_mute(folder, children.index(child)) for child in ends)
+        for child in (one for one in children if one not in ends):
+            if late:
+                os.kill(child, signal.SIGKILL)
+            pid, status = os.waitpid(child, 0 if late else os.WNOHANG)
+            if pid:
+                ends[child] = f"{'hung and was killed: ' if late else ''}ended with {os.waitstatus_to_exitcode(status)}"
+        if not joined and all((folder / f"{rank}.joined").exists() for rank in range(len(children))):
+            limit, joined = time.monotonic() + SECONDS, True
         time.sleep(0.01)
-    return f"{hung}ended with {os.waitstatus_to_exitcode(found[1])}"
+    return [ends[child] for child in children]
 
 
-def _fork(function: Callable, rank: int, world: int, port: int, timeout: float, folder: Path) -> int:
+def _mute(folder: Path, rank: int) -> bool:
+    """Neither has it joined the others nor said why."""
+    return not (folder / f"{rank}.joined").exists() and not (folder / str(rank)).exists()
+
+
+def _fork(function: Callable, rank: int, world: int, heard: int, timeout: float, folder: Path) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads of the parent are not used by the fork
         child = os.fork()
@@ -72,8 +92,9 @@ def _fork(function: Callable, rank: int, world: int, port: int, timeout: float, 
         return child
     code, begun = 1, time.monotonic()
     try:
+        port = os.read(heard, DIGITS).decode().strip()
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(rank),
-                       "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
+                       "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
         try:
             with ranks.joined("cpu", timeout) as peers:
                 (folder / f"{rank}.joined").touch()

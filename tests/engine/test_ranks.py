@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import processes
 from engine.test_trainer import rows, same
 from engine.toy import ToyBatch, ToyTask, trainer
 from fsdet.config import Guard, Save
@@ -95,6 +96,23 @@ def test_meetings_hand_round_what_they_say():
         assert one["given"]["r"] == 2 and one["given"]["t"].tolist() == [0, 1]
         assert (one["sums"][0] == 3).all() and one["sums"][1].tolist() == [3.0, 6.0, 9.0]
         assert one["sent"] is Peers  # a loader worker gets the numbers, not the connections
+
+
+@pytest.mark.parametrize("ends", [lambda: os._exit(3), lambda: time.sleep(60)], ids=["dies", "hangs"])
+def test_forks_that_never_join_are_made_again(ends, monkeypatch, tmp_path):
+    real = processes.ranks.joined
+
+    def stillborn(*args):
+        if os.environ["RANK"] == "1" and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            ends()
+        return real(*args)
+
+    monkeypatch.setattr(processes.ranks, "joined", stillborn)
+    monkeypatch.setattr(processes, "JOINING", 8)
+    begun = time.monotonic()
+    assert together(lambda peers: peers.rank) == [0, 1] and (tmp_path / "once").exists()
+    assert time.monotonic() - begun < 40
 
 
 def test_one_that_is_out_of_memory_gets_the_others_out_of_their_meeting():
