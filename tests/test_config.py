@@ -38,7 +38,7 @@ def test_the_stages_are_shipped_in_both_sizes_and_follow_each_other():
         assert [s.stage.name for s in stages] == ["base", "episodic", "finetune"]
         assert [s.stage.init_from for s in stages[1:]] == [f"{s.run.dir}/best.pt" for s in stages[:2]]
         assert len({s.data.image_size for s in stages}) == 1 and stages[1].model == stages[2].model
-        added = {"objectness": True}  # with the episodes; the rest is the same detector
+        added = {"refine": "auto", "objectness": "auto"}  # with the episodes; the rest is the same detector
         assert stages[0].model.model_copy(update=added) == stages[1].model != stages[0].model
     assert [config.load(ROOT / f"configs/demo/stage_{n}.yaml").run.dir for n in (1, 2, 3)] == [
         f"checkpoints/stage{n}" for n in (1, 2, 3)

@@ -107,8 +107,9 @@ class Model(Section):
     reg_max: Annotated[int, Field(ge=2)] = 16
     support: Literal["anchors", "roi", "both"] = "anchors"
     proxies: bool = True  # learnable base-class prototypes beside the support's
-    refine: bool = False  # an MLP corrects prototypes before they are compared; harmful with few base classes
-    objectness: bool = False  # a logit for each place beside the cosines of the prototype branch
+    # what many base classes teach for others too, and few do not; auto: on from 64 base classes
+    refine: bool | Literal["auto"] = False  # an MLP corrects prototypes before they are compared
+    objectness: bool | Literal["auto"] = False  # a logit for each place beside the cosines of the prototype branch
     support_encoder: Literal["detector", "vit"] = "detector"  # what turns a support instance into its embedding
     vit: Vit = Vit()
 

@@ -6,8 +6,9 @@ import torch
 
 from fsdet.data import sources
 from fsdet.data.shots import ShotFile, as_shots
-from fsdet.errors import CheckpointError, DataError
+from fsdet.errors import CheckpointError, ConfigError, DataError
 from fsdet.tasks import build, build_task, read_data
+from fsdet.tasks.fewshot import spec_of
 from fsdet.tasks.initial import shots_of
 
 
@@ -58,6 +59,20 @@ def test_what_corrects_may_come_in_with_the_episodes_and_is_not_dropped(settings
     task, report = build_task(config, read_data(config), resume=False)
     assert "10 start fresh (head.objectness.0.bias" in report
     assert task.model.head.refine[-1].weight.abs().sum() == 0, "as if it were not there"
+
+
+@pytest.mark.parametrize(
+    ("given", "few", "many"), [("auto", False, True), ("true", True, True), ("false", False, False)]
+)
+def test_auto_takes_what_corrects_where_base_classes_are_many(settings, given, few, many):
+    for key in ("refine", "objectness"):
+        other = {"refine": "objectness", "objectness": "refine"}[key]
+        config = settings(f"model.{key}={given}", f"model.{other}=false")
+        assert bool(spec_of(config, 63, 63).get(key)) is few and bool(spec_of(config, 64, 64).get(key)) is many
+        assert bool(spec_of(config, 80, 63).get(key)) is few, "novel classes of stage 3 have taught nothing before"
+        assert other not in spec_of(config, 80, 80)
+    with pytest.raises(ConfigError, match=r"model\.refine"):
+        settings("model.refine=perhaps")
 
 
 def test_a_run_of_before_these_keys_resumes(settings, tmp_path):
