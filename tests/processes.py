@@ -49,8 +49,8 @@ def together(function: Callable[[Peers], Any], world: int = 2, timeout: float = 
 
 
 def _forked(function: Callable[[Peers], Any], world: int, timeout: float, folder: Path) -> list[Any]:
-    heard, said = os.pipe()
-    children = [_fork(function, rank, world, heard, timeout, folder) for rank in range(world)]
+    heard, said = pipe = os.pipe()
+    children = [_fork(function, rank, world, pipe, timeout, folder) for rank in range(world)]
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps it
     os.write(said, f"{store.port:{DIGITS}d}".encode() * world)  # only now: a fork beside the store's thread may hang
     ends = _ends(children, folder)
@@ -66,17 +66,19 @@ def _ends(children: list[int], folder: Path) -> list[str]:
     ends: dict[int, str] = {}
     limit, joined = time.monotonic() + JOINING, False
     while len(ends) < len(children):
-        late = time.monotonic() > limit or any(_mute(folder, children.index(child)) for child in ends)
-        for child in (one for one in children if one not in ends):
+        late = time.monotonic() > limit or any(_mute(folder, rank) for rank in ends)
+        for rank, child in enumerate(children):
+            if rank in ends:
+                continue
             if late:
                 os.kill(child, signal.SIGKILL)
             pid, status = os.waitpid(child, 0 if late else os.WNOHANG)
             if pid:
-                ends[child] = f"{'hung and was killed: ' if late else ''}ended with {os.waitstatus_to_exitcode(status)}"
+                ends[rank] = f"{'hung and was killed: ' if late else ''}ended with {os.waitstatus_to_exitcode(status)}"
         if not joined and all((folder / f"{rank}.joined").exists() for rank in range(len(children))):
             limit, joined = time.monotonic() + SECONDS, True
         time.sleep(0.01)
-    return [ends[child] for child in children]
+    return [ends[rank] for rank in range(len(children))]
 
 
 def _mute(folder: Path, rank: int) -> bool:
@@ -84,7 +86,7 @@ def _mute(folder: Path, rank: int) -> bool:
     return not (folder / f"{rank}.joined").exists() and not (folder / str(rank)).exists()
 
 
-def _fork(function: Callable, rank: int, world: int, heard: int, timeout: float, folder: Path) -> int:
+def _fork(function: Callable, rank: int, world: int, pipe: tuple, timeout: float, folder: Path) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads of the parent are not used by the fork
         child = os.fork()
@@ -92,7 +94,8 @@ def _fork(function: Callable, rank: int, world: int, heard: int, timeout: float,
         return child
     code, begun = 1, time.monotonic()
     try:
-        port = os.read(heard, DIGITS).decode().strip()
+        os.close(pipe[1])  # so that a parent that is gone ends the reading
+        port = os.read(pipe[0], DIGITS).decode().strip()
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(rank),
                        "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
         try:
