@@ -75,7 +75,7 @@ seeds: 3
         f"{path}:3: key 'optim.lrr': unknown key. Did you mean 'lr'?",
         f"{path}:4: key 'optim.lr': expected greater than 0, got -1.",
         f"{path}:5: key 'optim.momentum': expected no true or false, got True",
-        f"{path}:7: key 'data.image_size': expected a valid integer",
+        f"{path}:7: key 'data.image_size': expected a whole number",
         f"{path}:8: key 'stage.mode': expected 'standard', 'prototype' or 'dual', got 'duel'. Did you mean 'dual'?",
         f"{path}:9: key 'seeds': unknown key. Did you mean 'eval.seeds'?",
         "override 'optim.stepz=3': key 'optim.stepz': unknown key. Did you mean 'steps'?",
@@ -166,8 +166,11 @@ def test_the_last_override_wins():
         ("optm.lr=3", "Did you mean 'optim'?"),
         ("optim=3", "expected keys such as 'name:'"),
         ("optim.lr.head=3", "'optim.lr' has no keys below it"),
-        ("optim.lr=", "expected a valid number, got None"),
+        ("optim.lr=", "expected a number, got None"),
         ("optim.lr=inf", "expected a finite number"),
+        ("model.refine=perhaps", "expected true or false or 'auto', got 'perhaps'"),
+        ("data.augment.hsv=[1]", "expected more values, got [1]"),
+        ("run={seed: x}", "key 'run.seed': expected a whole number, got 'x'"),
         ("episode.ways=[1", "not valid YAML"),
         ("extends=x.yaml", "unknown key"),
     ],
@@ -175,6 +178,17 @@ def test_the_last_override_wins():
 def test_a_wrong_override_is_one_clear_line(override, told):
     message = complaints(None, override)
     assert message.startswith(f"override '{override}'") and told in message and "\n" not in message
+
+
+def test_a_section_named_after_or_before_one_of_its_keys():
+    """`data=3 data.path=x` was a traceback, and `data.path=x data={...}` forgot the path."""
+    told = complaints(None, "data=3", "data.path=x")
+    assert told == "override 'data=3': key 'data': expected keys such as 'path:', got 3"
+    got = config.load(
+        None, ["data.path=x", "data={image_size: 64, augment: {mosaic: 0.25}}", "data.augment.flip=0"]
+    ).data
+    assert (got.path, got.image_size, got.augment.mosaic, got.augment.flip) == ("x", 64, 0.25, 0)
+    assert config.load(None, ["data.augment.flip=0", "data={augment: {flip: 1}}"]).data.augment.flip == 1
 
 
 @pytest.mark.parametrize(

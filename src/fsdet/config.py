@@ -153,7 +153,7 @@ class _Draft:
             elif not self._place(layer, key, value, where):
                 continue
             said[key] = where
-        self.add_layer(layer, lambda at: next((w for k, w in said.items() if k[: len(at)] == at), "override"))
+        self.add_layer(layer, lambda at: next((w for k, w in said.items() if k[: len(at)] == at[: len(k)]), "override"))
 
     def _place(self, layer: dict[str, Any], key: Key, text: str, where: str) -> bool:
         """Put one override into a nested layer; a key below a mapping value (optim.lr_scale.head) edits the mapping."""
@@ -171,7 +171,12 @@ class _Draft:
         for name in key[:depth]:
             layer = layer.setdefault(name, {})
         rest = key[depth + 1 :]
-        if not rest:
+        if not rest and (inner := _section(section, key[depth])):
+            if not isinstance(value, dict):
+                self.problems.append(_no_keys(where, key, inner, value))
+                return False
+            layer[key[depth]] = _merged(layer.get(key[depth], {}), value)
+        elif not rest:
             layer[key[depth]] = value
         elif len(rest) == 1 and dict in kinds:
             old = layer.get(key[depth], self._current(key[: depth + 1], section))
@@ -226,7 +231,7 @@ class _Draft:
             elif isinstance(value, dict):
                 self._merge(into.setdefault(name, {}), value, key, inner, where)
             elif value is not None:  # `optim:` with every key commented out is fine
-                self._problem(key, f"expected keys such as '{next(iter(inner.model_fields))}:', got {_shown(value)}")
+                self.problems.append(_no_keys(where(key), key, inner, value))
 
     def _unknown(self, key: Key, section: type[Section], where: str) -> None:
         near = did_you_mean(key[-1], section.model_fields)
@@ -259,14 +264,38 @@ class _Draft:
             key = tuple(str(part) for part in item["loc"])
             while key and key not in self.origin:
                 key = key[:-1]
-            said.setdefault(key, []).append(item["msg"].replace("Input should be", "expected"))
+            said.setdefault(key, []).append(WANTED.get(item["type"], item["msg"].removeprefix("Input should be ")))
             got.setdefault(key, item["input"])
         for key, texts in said.items():
             value = got[key]
             near = ""
             if isinstance(value, str):
                 near = did_you_mean(value, [word for text in texts for word in text.split("'")[1::2]])
-            self._problem(key, f"{' or '.join(dict.fromkeys(texts))}, got {_shown(value)}.{near}")
+            self._problem(key, f"expected {' or '.join(dict.fromkeys(texts))}, got {_shown(value)}.{near}")
+
+
+# what pydantic calls valid booleans and inputs it is unable to parse
+WANTED = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "keys and values"),
+    "string_type": "text",
+    "missing": "more values",
+    "too_long": "fewer values",
+}
+
+
+def _no_keys(where: str, key: Key, section: type[Section], value: Any) -> str:
+    wanted = f"expected keys such as '{next(iter(section.model_fields))}:'"
+    return f"{where}: key '{'.'.join(key)}': {wanted}, got {_shown(value)}"
+
+
+def _merged(old: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
+    """`new` over `old`, mappings key by key."""
+    both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+    return {**old, **new, **both}
 
 
 def _has_switch(value: Any) -> bool:

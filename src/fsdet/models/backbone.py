@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-_pil_open = Image.open
+_pil_open, _disabled = Image.open, logging.root.manager.disable
+logging.disable(logging.INFO)  # on a machine's first use ultralytics tells on stdout of the settings file it makes
 from ultralytics.nn import modules as ul_modules  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import LOGGER as _UL_LOGGER  # noqa: E402
 
 from fsdet.errors import CheckpointError, ConfigError, did_you_mean, explain  # noqa: E402
 
+logging.disable(_disabled)
 Image.open = _pil_open  # ultralytics replaces it with one that pip-installs plugins for unreadable images
 log = logging.getLogger("fsdet")
 ConvBlock = ul_modules.Conv  # Conv2d without bias, BatchNorm, SiLU
