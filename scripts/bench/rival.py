@@ -113,9 +113,9 @@ def train(model: YOLO, data: Path, args: argparse.Namespace, epochs: int, **extr
     """Ultralytics' trainer with what a short run needs: an update a batch, mosaic until the last tenth, no stopping."""
     model.add_callback("on_train_start", lambda _: torch.set_num_threads(args.threads))  # it sets cores - 1 itself
     options = {"data": str(data), "imgsz": args.size, "epochs": epochs, "batch": BATCH, "nbs": BATCH,
-               "workers": 1, "device": args.device, "amp": False, "val": False, "plots": False, "verbose": False,
-               "cache": "ram", "project": str(data.parent), "name": "run", "exist_ok": True, "seed": args.seed,
-               "patience": 0, "close_mosaic": max(1, round(epochs / 10)),
+               "workers": args.workers, "device": args.device, "amp": False, "val": False, "plots": False,
+               "verbose": False, "cache": "ram", "project": str(data.parent), "name": "run", "exist_ok": True,
+               "seed": args.seed, "patience": 0, "close_mosaic": max(1, round(epochs / 10)),
                "warmup_epochs": min(1.0, epochs / 5)}  # fmt: skip
     model.train(**{**options, **extra})
     return YOLO(data.parent / "run" / "weights" / "last.pt")
@@ -349,6 +349,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of base and bound; a fine-tuning takes its draw's")
     parser.add_argument("--head-only", action="store_true", help="everything but the head frozen, BatchNorm included")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that load images (1)")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 
