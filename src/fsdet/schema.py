@@ -57,6 +57,7 @@ class Augment(Section):
     whole: Share = 0.2  # stage 3: share that are whole images of shots; what is left are base images
     pastes: Count = 3  # at most so many shots on one base image
     outline: Share = 0.5  # share of pasted shots cut along their silhouette, where one is found
+    match_size: Share = 1.0  # share of pasted shots that are as large as an object of the base image, not as they were
     turn: NonNegative = 15.0  # degrees either way by which silhouettes and whole images of shots turn
 
 

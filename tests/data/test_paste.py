@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What is pasted lies where its box says, whole or along its outline, and hides what it covers."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -98,6 +100,25 @@ def test_a_cutout_larger_than_the_canvas_is_shrunk_into_it(seed):
     )
     x0, y0, x1, y1 = out.boxes[-1]
     assert 0 <= x0 < x1 <= 32 and 0 <= y0 < y1 <= 32
+
+
+@pytest.mark.parametrize("side", [12, 30, 90])
+def test_a_matched_paste_is_as_large_as_one_of_the_objects_there_whatever_its_own_size(side):
+    canvas = black(200, ((0, 0, 20, 10), (150, 100, 190, 180)), (1, 2))
+    shot = rectangle(bright(120, 120, (5, 5, 5 + side, 5 + side // 2)), 0)
+    sides = []
+    for seed in range(60):
+        out = paste(np.random.default_rng(seed), canvas, shot, Jitter(scale=0.4), match_size=True)
+        sides.append((out.boxes[-1, 2:] - out.boxes[-1, :2]).max())
+    small, large = sorted(s for s in sides if s < 40), sorted(s for s in sides if s > 40)
+    assert len(small) > 15 and len(large) > 15, "each object is a measure now and then"
+    # factor 4 at most: 12 px become 48, 90 become 22.5
+    for found, (low, high) in ((small, (16, 25)), (large, (64, 100))):
+        low, high = (np.clip(edge, side / 4, side * 4) for edge in (low, high))
+        assert low - 1.1 <= found[0] and found[-1] <= high + 1.1
+    empty = replace(canvas, boxes=canvas.boxes[:0], labels=canvas.labels[:0])
+    out = paste(np.random.default_rng(0), empty, shot, Jitter(), match_size=True)
+    assert (out.boxes[-1, 2:] - out.boxes[-1, :2]).max() == pytest.approx(side, abs=1.1), "nothing to match: as it was"
 
 
 @pytest.mark.parametrize("known", [None, frozenset({9})])

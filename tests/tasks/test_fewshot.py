@@ -10,8 +10,10 @@ import yaml
 
 from fsdet import tasks
 from fsdet.data.shots import ShotFile
+from fsdet.data.store import ImageStore
 from fsdet.errors import CheckpointError, ConfigError, DataError
 from fsdet.tasks import build_task, read_data
+from fsdet.tasks.initial import shots_of
 from fsdet.tasks.loading import load_trained
 from fsdet.tasks.protocol import evaluate_checkpoint
 from fsdet.types import Task
@@ -94,6 +96,32 @@ def test_stage_1_to_2_to_3_and_their_evaluation(settings, stage_1, tmp_path):
     assert list(tuned["shots"]) == ["2"], "a fine-tuned checkpoint is evaluated under its own K"
     same_draw = {"0": results["draws"]["2"]["sha256"]["0"]}  # stage 3 took the draw that registration takes
     assert tuned["seeds"] == [0] and tuned["draws"]["2"] == {"unit": "instance", "sha256": same_draw}
+
+
+def test_pasted_shots_are_as_large_as_they_were_or_as_the_objects_of_the_base_image(settings):
+    only = ("data.augment={mosaic: 0, scale: 0, paste: 1, whole: 0, pastes: 1, outline: 0}", "episode.queries=16")
+    data = read_data(settings())
+
+    def sides(match: float) -> list[tuple[float, list[float]]]:
+        """(longer side of the pasted shot, those of the image's own objects) of each image, px."""
+        config = settings("stage.name=finetune", "episode.shots=1", *only, f"data.augment.match_size={match}")
+        targets = build_task(config, data, resume=True)[0].batch(0).targets
+        found = []
+        for boxes, labels, valid in zip(targets.boxes, targets.base_labels, targets.valid, strict=True):
+            side = (boxes[:, 2:] - boxes[:, :2]).amax(1)
+            own = side[valid & (labels < len(data.base))].tolist()
+            found.append((side[valid & (labels >= len(data.base))].item(), own))
+        return found
+
+    picks, split = shots_of(settings("episode.shots=1"), data)
+    store = ImageStore(data.split(split), settings().data.image_size)
+    shots = [store.instance(*pick) for found in picks.values() for pick in found]
+    native = [(sample.boxes[j, 2:] - sample.boxes[j, :2]).max() for sample, j in shots]
+    assert all(min(abs(side - own) for own in native) < 1.1 for side, _ in sides(0))
+    # an object that was the measure can lie under the shot and be gone
+    like = [any(side / 1.3 < other < side * 1.3 for other in others) for side, others in sides(1) if others]
+    unlike = [any(side / 1.3 < other < side * 1.3 for other in others) for side, others in sides(0) if others]
+    assert sum(like) >= 0.8 * len(like) and sum(unlike) < sum(like)
 
 
 def test_stage_3_says_which_draw_it_is_of(settings, tmp_path):

@@ -19,6 +19,10 @@ LOOKED_AT = 160  # px of the longer side that GrabCut sees at most: it costs sec
 FILLED = (0.2, 0.97)  # a silhouette covers such a share of its box,
 REACH = 0.85  # and spans at least so much of its width and height; anything else is not believed
 MOST = 0.9  # of the canvas' side that a pasted instance may take
+NEAR_SIZE, ZOOM = (
+    0.25,
+    4.0,
+)  # a matched size is that of an object give or take a quarter; no more than so far from its own
 HIDDEN = 0.5  # share of a box of the canvas under what is pasted, from which on it is no longer an object to find
 
 
@@ -102,14 +106,20 @@ def _window(sample: Sample, index: int, margin: float) -> tuple[int, int, int, i
             round(min(w, x1 + margin)), round(min(h, y1 + margin)))  # fmt: skip
 
 
-def paste(rng: np.random.Generator, canvas: Sample, cutout: Cutout, jitter: Jitter) -> Sample:
+def paste(
+    rng: np.random.Generator, canvas: Sample, cutout: Cutout, jitter: Jitter, *, match_size: bool = False
+) -> Sample:
     """`cutout` laid over `canvas` at a random place, scale, colour and mirroring; a silhouette turns as well.
 
     Boxes of the canvas of which less than half stays visible are dropped.
+    match_size: as large as a random object of the canvas. How large a shot is says little of its class: another
+    photograph shows it from nearer or farther away.
     """
     size = canvas.image.shape[0]
     turn = jitter.degrees if cutout.outlined else 0.0
     angle, wanted = np.deg2rad(rng.uniform(-turn, turn)), rng.uniform(1 - jitter.scale, 1 + jitter.scale)
+    if match_size and len(canvas.boxes):
+        wanted = _matching(rng, canvas.boxes, cutout.box)
     mirror = -1.0 if rng.random() < jitter.flip else 1.0
     linear = np.array([[np.cos(angle) * mirror, -np.sin(angle)], [np.sin(angle) * mirror, np.cos(angle)]])
     h, w = cutout.alpha.shape
@@ -126,6 +136,13 @@ def paste(rng: np.random.Generator, canvas: Sample, cutout: Cutout, jitter: Jitt
     under[:] = np.rint(under + weight * (patch.astype(np.float32) - under)).astype(np.uint8)
     box = _extent(alpha) if cutout.outlined else move_boxes(cutout.box[None], matrix, pw, ph)[0][0]
     return _with_box(replace(canvas, image=image), box + np.tile(at, 2), cutout.label)
+
+
+def _matching(rng: np.random.Generator, boxes: np.ndarray, box: np.ndarray) -> float:
+    """The factor that makes the longer side of `box` about as long as that of one of `boxes`."""
+    like = boxes[rng.integers(len(boxes))]
+    side = (like[2:] - like[:2]).max() * rng.uniform(1 / (1 + NEAR_SIZE), 1 + NEAR_SIZE)
+    return float(np.clip(side / (box[2:] - box[:2]).max(), 1 / ZOOM, ZOOM))
 
 
 def _warped(image: np.ndarray, matrix: np.ndarray, width: int, height: int) -> np.ndarray:

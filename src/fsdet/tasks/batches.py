@@ -138,7 +138,8 @@ class Batches:
         if chance < a.paste:
             out = augment(rng, base, self.jitter, size)
             for _ in range(int(rng.integers(1, a.pastes + 1))):
-                out = paste(rng, out, self._cutout(self._drawn_shot(rng), rng.random() < a.outline), turned)
+                cutout = self._cutout(self._drawn_shot(rng), rng.random() < a.outline)
+                out = paste(rng, out, cutout, turned, match_size=rng.random() < a.match_size)
             return out
         if chance >= a.paste + a.whole:
             return augment(rng, base, self.jitter, size)
