@@ -47,7 +47,8 @@ def test_other_classes_move_everything_faster_and_longer_on_more_of_their_own_im
     task, report = told(0.1, "optim.lr=0.01", "optim.muon_lr=0.02", "data.augment.paste=0.6", "data.augment.whole=0.1")
     used = recipe.applied(task.config)
     assert (used.optim.lr, used.optim.muon_lr, used.optim.steps, used.optim.lr_scale) == (0.02, 0.04, 6, {})
-    assert (used.data.augment.paste, used.data.augment.whole) == (0.35, 0.4) and "recipe far" in report
+    mix = used.data.augment
+    assert (mix.paste, mix.whole, mix.match_size) == (0.35, 0.4, 0.0) and "recipe far" in report
     assert task.batches.config == used, "the batches follow the recipe too"
     assert task.config.optim.steps == 4 and task.config.stage.recipe == "far", "config.yaml keeps the file's values"
     assert tasks.trainer_of(task, report).total_steps == 6

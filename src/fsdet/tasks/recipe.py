@@ -3,7 +3,8 @@
 
 near: classes that registration finds again (tasks/rehearsal.py); the file's values, with the backbone at half speed.
 far: classes unlike the base's; everything moves twice as fast and half as long again, and more of the images are the
-shots' own, whose surroundings are as new as they are (docs/notebook.md).
+shots' own, whose surroundings are as new as they are. How large base objects are says nothing of such classes, so shots
+are pasted at their own size (docs/notebook.md).
 far_long: the same with more than FEW shots a class, which take twice that time to be learnt.
 A run's config.yaml holds the file's values and the name of the recipe, so that a resumed run, and one whose settings
 are compared with it, mean the same.
@@ -25,7 +26,7 @@ CARRIES_OVER = 0.25  # AP50 of the rehearsal; seen: .41 to .79 on drawings, .00 
 NEAR_BACKBONE = 0.5  # LR of the backbone as a share of the others'
 FAR_LR, FAR_LENGTH, LONG = 2.0, 1.5, 3.0  # factors on the file's values
 FEW = 5  # shots a class
-FAR_MIX = {"paste": 0.35, "whole": 0.4}
+FAR_MIX = {"paste": 0.35, "whole": 0.4, "match_size": 0.0}
 WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer",
          "far_long": f"everything moves, faster, and longer still for more than {FEW} shots a class"}  # fmt: skip
 
