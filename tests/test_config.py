@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A configuration file is read strictly, completely, and with a place for every complaint."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,17 @@ def test_the_last_override_wins():
 def test_a_wrong_override_is_one_clear_line(override, told):
     message = complaints(None, override)
     assert message.startswith(f"override '{override}'") and told in message and "\n" not in message
+
+
+@pytest.mark.parametrize("value", ["maybe", "-1.5", "[]", "[[1]]", "{x: [2]}", "true", "1e400"])
+def test_whatever_a_key_is_given_is_told_in_plain_words(value):
+    for key in config.keys():
+        try:
+            config.load(None, [f"{key}={value}"])
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                assert "Did you mean" in line or re.search(r" problems:|expected [a-z']", line), line
+                assert not re.search(r"\bshould\b|\ba valid\b|unable to|Value error", line), line
 
 
 def test_a_section_named_after_or_before_one_of_its_keys():

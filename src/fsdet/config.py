@@ -4,7 +4,7 @@
 The keys themselves are in `fsdet.schema`; they are offered from here too, so that users import one module.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -143,49 +143,41 @@ class _Draft:
         self.add_layer(values, lambda at: document.where(at))
 
     def add_overrides(self, overrides: Sequence[str]) -> None:
-        layer: dict[str, Any] = {}
-        said: dict[Key, str] = {}
+        given: dict[str, Any] = {}
         for text in overrides:
             name, equals, value = text.partition("=")
             where, key = f"override '{text}'", tuple(name.strip().split("."))
             if not equals or not all(key):
                 self.problems.append(f"{where}: expected key=value such as optim.lr=1e-3")
-            elif not self._place(layer, key, value, where):
-                continue
-            said[key] = where
-        self.add_layer(layer, lambda at: next((w for k, w in said.items() if k[: len(at)] == at[: len(k)]), "override"))
+            elif (layer := self._nested(key, value, where)) is not None:
+                self._merge(self.values, layer, (), Config, lambda _, where=where: where)
+                given |= _optim(layer)
+        self._settle_length(given)
 
-    def _place(self, layer: dict[str, Any], key: Key, text: str, where: str) -> bool:
-        """Put one override into a nested layer; a key below a mapping value (optim.lr_scale.head) edits the mapping."""
+    def _nested(self, key: Key, text: str, where: str) -> dict[str, Any] | None:
+        """One override as a layer; a key below a mapping value (optim.lr_scale.head) edits the mapping. None: wrong."""
         section, depth = Config, 0
         while depth < len(key) - 1 and key[depth] in section.model_fields and _section(section, key[depth]):
             section, depth = _section(section, key[depth]), depth + 1
         if key[depth] not in section.model_fields:
             self._unknown(key[: depth + 1] if depth + 1 < len(key) else key, section, where)
-            return False
+            return None
         kinds = set(_kinds(section.model_fields[key[depth]].annotation))
         before = len(self.problems)
         value = self._parsed(text, kinds, where)
         if len(self.problems) > before:
-            return False
-        for name in key[:depth]:
-            layer = layer.setdefault(name, {})
+            return None
         rest = key[depth + 1 :]
-        if not rest and (inner := _section(section, key[depth])):
-            if not isinstance(value, dict):
-                self.problems.append(_no_keys(where, key, inner, value))
-                return False
-            layer[key[depth]] = _merged(layer.get(key[depth], {}), value)
-        elif not rest:
-            layer[key[depth]] = value
-        elif len(rest) == 1 and dict in kinds:
-            old = layer.get(key[depth], self._current(key[: depth + 1], section))
+        if len(rest) == 1 and dict in kinds:
+            old = self._current(key[: depth + 1], section)
             entry = int(rest[0]) if rest[0].isdigit() else rest[0]
-            layer[key[depth]] = {**(old if isinstance(old, dict) else {}), entry: value}
-        else:
+            value = {**(old if isinstance(old, dict) else {}), entry: value}
+        elif rest:
             self.problems.append(f"{where}: key '{'.'.join(key)}': '{'.'.join(key[: depth + 1])}' has no keys below it")
-            return False
-        return True
+            return None
+        for name in reversed(key[: depth + 1]):
+            value = {name: value}
+        return value
 
     def _current(self, key: Key, section: type[Section]) -> Any:
         values: Any = self.values
@@ -207,10 +199,12 @@ class _Draft:
         return document.value
 
     def add_layer(self, values: dict[str, Any], where: Where) -> None:
-        """Merge one file's or the command line's values over what is there."""
+        """Merge one file's values over what is there."""
         self._merge(self.values, values, (), Config, where)
-        given = values.get("optim")
-        given = given if isinstance(given, dict) else {}
+        self._settle_length(_optim(values))
+
+    def _settle_length(self, given: Mapping[str, Any]) -> None:
+        """A layer that says optim.steps or optim.epochs takes the other one back."""
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             if given.get(one) is not None and other not in given:
                 self.values["optim"][other] = None
@@ -231,7 +225,7 @@ class _Draft:
             elif isinstance(value, dict):
                 self._merge(into.setdefault(name, {}), value, key, inner, where)
             elif value is not None:  # `optim:` with every key commented out is fine
-                self.problems.append(_no_keys(where(key), key, inner, value))
+                self._problem(key, f"expected keys such as '{next(iter(inner.model_fields))}:', got {_shown(value)}")
 
     def _unknown(self, key: Key, section: type[Section], where: str) -> None:
         near = did_you_mean(key[-1], section.model_fields)
@@ -264,7 +258,8 @@ class _Draft:
             key = tuple(str(part) for part in item["loc"])
             while key and key not in self.origin:
                 key = key[:-1]
-            said.setdefault(key, []).append(WANTED.get(item["type"], item["msg"].removeprefix("Input should be ")))
+            wanted = item["msg"].removeprefix("Input should be ").replace("String should match pattern", "text like")
+            said.setdefault(key, []).append(WANTED.get(item["type"], wanted))
             got.setdefault(key, item["input"])
         for key, texts in said.items():
             value = got[key]
@@ -287,15 +282,10 @@ WANTED = {
 }
 
 
-def _no_keys(where: str, key: Key, section: type[Section], value: Any) -> str:
-    wanted = f"expected keys such as '{next(iter(section.model_fields))}:'"
-    return f"{where}: key '{'.'.join(key)}': {wanted}, got {_shown(value)}"
-
-
-def _merged(old: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
-    """`new` over `old`, mappings key by key."""
-    both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
-    return {**old, **new, **both}
+def _optim(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer says under optim."""
+    given = layer.get("optim")
+    return given if isinstance(given, dict) else {}
 
 
 def _has_switch(value: Any) -> bool:
