@@ -19,10 +19,8 @@ LOOKED_AT = 160  # px of the longer side that GrabCut sees at most: it costs sec
 FILLED = (0.2, 0.97)  # a silhouette covers such a share of its box,
 REACH = 0.85  # and spans at least so much of its width and height; anything else is not believed
 MOST = 0.9  # of the canvas' side that a pasted instance may take
-NEAR_SIZE, ZOOM = (
-    0.25,
-    4.0,
-)  # a matched size is that of an object give or take a quarter; no more than so far from its own
+NEAR_SIZE = 0.25  # a matched size is that of an object, give or take a quarter,
+ZOOM = 4.0  # and at most so many times the shot's own, or its own so many times it
 HIDDEN = 0.5  # share of a box of the canvas under what is pasted, from which on it is no longer an object to find
 
 
