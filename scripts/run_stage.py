@@ -23,7 +23,7 @@ from fsdet.command import typed
 from fsdet.config import Config
 from fsdet.errors import ConfigError, DataError, UserError, explain
 
-PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.threads=")  # overrides the stage before needs too
+PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.seed=", "run.threads=")  # the stage before, too
 STAGES = {1: "base", 2: "episodic", 3: "finetune"}
 times: dict[str, float] = {}
 

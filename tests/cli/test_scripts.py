@@ -216,11 +216,12 @@ def stage(scripts, world):
 
 
 def test_from_nothing_stage_2_draws_data_trains_stage_1_then_2_and_evaluates(stage, world, capsys):
-    assert stage("2", "model.embed_dim=64", "optim.epochs=1") == 0
+    both, own = ["model.embed_dim=64", "run.seed=1"], ["optim.epochs=1"]
+    assert stage("2", *both, *own) == 0
     assert world.verbs() == ["data demo", "train", "train", "eval"]
     first, second = world.commands[1:3]
-    assert first[1].endswith("demo/stage_1.yaml") and first[2:] == ["model.embed_dim=64"]
-    assert second[1].endswith("demo/stage_2.yaml") and second[2:] == ["model.embed_dim=64", "optim.epochs=1"]
+    assert first[1].endswith("demo/stage_1.yaml") and first[2:] == both
+    assert second[1].endswith("demo/stage_2.yaml") and second[2:] == both + own
     assert "--resume" not in first + second
     told = capsys.readouterr().out
     for part in ("demo data", "train stage 1", "train stage 2", "evaluation of stage2", "scripts/train_stage_3.sh"):

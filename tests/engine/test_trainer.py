@@ -115,6 +115,9 @@ def test_an_epoch_is_a_row_an_evaluation_and_a_checkpoint(tmp_path):
 def test_evaluations_fall_where_they_were_asked_for_and_once_at_the_end(tmp_path, every, expected):
     trainer(ToyTask(), tmp_path / "r", changes={"epochs": 3}, eval_every=every).fit()
     assert [r["step"] for r in rows(tmp_path / "r", "val")] == expected
+    table = list(csv.DictReader((tmp_path / "r/results.csv").read_text().splitlines()))
+    assert [row["step"] for row in table] == ["5", "10", "15"]
+    assert [int(row["step"]) for row in table if row["val/score"]] == [step for step in expected if step % 5 == 0]
 
 
 def test_the_first_evaluation_writes_best_even_when_it_is_nan(tmp_path):

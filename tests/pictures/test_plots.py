@@ -143,8 +143,10 @@ def test_pr_leaves_out_classes_without_ground_truth(tmp_path, figures):
     assert inked(plot_pr(precision, ["king", "queen", "jack"], tmp_path / "pr.png")) > 0.005
     labels = [line.get_label() for line in figures[0].axes[0].lines]
     assert labels == ["king 0.500", "jack 0.500", "all classes 0.500"]
-    plot_pr(precision, ["king", "queen", "jack"], tmp_path / "pr.png", mean="novel classes")
+    plot_pr(precision, ["king", "queen", "jack"], tmp_path / "pr.png", mean="novel classes", of="5 shots, draw 0")
     assert figures[1].axes[0].lines[-1].get_label() == "novel classes 0.500"
+    assert [f.axes[0].get_title() for f in figures] == [
+        "precision and recall at IoU .5", "precision and recall at IoU .5, 5 shots, draw 0"]  # fmt: skip
     assert plot_pr(precision[1:2], ["queen"], tmp_path / "none.png").exists()
     with pytest.raises(ShapeError):
         plot_pr(precision, ["king"], tmp_path / "x.png")

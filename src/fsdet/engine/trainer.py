@@ -114,6 +114,7 @@ class Trainer:
         self._begin()
         self._check_alike()
         self._whole = True
+        self._told: tuple[int, int] | None = None  # rows before an evaluation that is not through: cut off on resume
         self._report: Path | None = None
         self._probed: list[probe.ProbeRow] = []
         self._debugging = False
@@ -349,9 +350,10 @@ class Trainer:
     def _boundary(self) -> None:
         """What is due between two steps: evaluation, the epoch's row, a save. Also what a stopped run still owes."""
         position, per_epoch, best = self.position, self.task.batches_per_epoch, False
-        if self.eval_interval and position.batch // self.eval_interval > position.evaluated:
+        passed = position.batch // self.eval_interval if self.eval_interval else 0
+        if passed > position.evaluated or (self._done() and position.evaluated_batch != position.batch):
             best = self._evaluate()
-            position.evaluated = position.batch // self.eval_interval
+            position.evaluated = passed
         ended = position.batch // per_epoch > position.epochs_told
         if ended:
             self._end_epoch(position.batch // per_epoch)
@@ -361,7 +363,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Judge the EMA; returns whether it is the best so far. The generators are left as they were."""
         step, position = self.controller.step, self.position
-        metrics, paths = {}, ()
+        self._told, metrics, paths = self.log.written, {}, ()
         if self.peers.leads:
             model = self.ema.model if self.ema else self.task.model
             metrics, paths = judging.judge(self.task, model, self.folder, step)
@@ -376,6 +378,7 @@ class Trainer:
         if best > 0.0 and value < (1 - self.guard.limits.validation_drop) * best:
             drop = Flag("validation_drop", f"{name} fell to {value:.4f} from its best {best:.4f}")
             self.log.flag(drop, step, self.epoch, position.batch)
+        self._told = None
         return position.rank(value, step)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -388,13 +391,12 @@ class Trainer:
         self.log.epoch({**means, **fresh, **lr}, step, epoch, position.batch, summary)
 
     def _finish(self) -> None:
-        best = self.position.evaluated_batch != self.position.batch and self._evaluate()
         told = self.position.told_batch == self.position.batch
         if self.position.batch % self.task.batches_per_epoch and not told:  # an unfinished epoch has a row, too
             self._end_epoch(self.epoch)
             self.position.epochs_told -= 1  # so that a longer run tells its end
         self.position.finished = True
-        self._save(best=best, wait=True)
+        self._save(wait=True)
         self.peers.wait("the last save of process 0")
         for command in self._result().next_commands:
             logger.info("next: %s", command)
@@ -409,7 +411,7 @@ class Trainer:
         )
 
     def _save(self, best: bool = False, wait: bool = False) -> None:
-        self.position.rows, self.position.table = self.log.written
+        self.position.rows, self.position.table = self._told or self.log.written
         self.saver.save(best=best, wait=wait)
 
     def _last_save(self) -> str:

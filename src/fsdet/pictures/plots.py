@@ -150,8 +150,11 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], out: str | Path, *,
     return _save(figure, out)
 
 
-def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path, *, mean: str = "all classes") -> Path:
+def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path, *, mean: str = "all classes",
+            of: str = "") -> Path:  # fmt: skip
     """Precision over recall at IoU .5: [C, R] at R even recalls, nan rows left out; their mean in bold, called `mean`.
+
+    of: what was measured, for the title.
 
     Raises:
         ShapeError: unless there is one row per name.
@@ -169,7 +172,7 @@ def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path, *, mea
         panel.plot(recall, middle, linewidth=2.8, color="#20242c", label=f"{mean} {middle.mean():.3f}")
         panel.legend(fontsize=8, frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left", title="AP50")
     panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    panel.set_title("precision and recall at IoU .5", fontsize=10)
+    panel.set_title("precision and recall at IoU .5" + (f", {of}" if of else ""), fontsize=10)
     return _save(figure, out)
 
 

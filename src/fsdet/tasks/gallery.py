@@ -30,10 +30,10 @@ def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabu
     scores = Scorer(records, len(names), study.metric).score(detections)
     novel_names = [names[c] for c in study.novel]
     counts = confusion_matrix(records, detections, len(names), CONFIDENCE)
-    of = f"{shown[0]} shots, draw {shown[1]}, scores above {CONFIDENCE:g}"
+    of, novel = f"{shown[0]} shots, draw {shown[1]}", scores.class_precision[study.novel]
     paths = [
-        plot_confusion(counts, names, folder / "confusion.png", of=of),
-        plot_pr(scores.class_precision[study.novel], novel_names, folder / "pr_novel.png", mean="novel classes"),
+        plot_confusion(counts, names, folder / "confusion.png", of=f"{of}, scores above {CONFIDENCE:g}"),
+        plot_pr(novel, novel_names, folder / "pr_novel.png", mean="novel classes", of=of),
         plot_shots([results], folder / "shots.png", [trained.path.parent.name]),
     ]
     return paths + _sheets(trained, study, shown, detections, folder / "episodes")
