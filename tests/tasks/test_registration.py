@@ -133,13 +133,25 @@ def tuned(best, tmp_path_factory):
     return load_trained(path)
 
 
-def test_stage_3_is_stamped_with_the_draw_it_was_trained_on(tuned, small_demo):
+def test_stage_3_is_stamped_with_the_draw_it_was_trained_on(tuned, small_demo, caplog):
     data = load(small_demo)
     splits = {split: [r.kept(r.labels < data.num_base) for r in data.split(split)] for split in data.splits}
     one = DataSet(data.root, data.base[:-1], data.base[-1:], splits, Report())
     results = protocol.evaluate(tuned, protocol.Study(one, "test", (1,), (0,), "gfsod", "coco"))
+    assert "too good" not in caplog.text
     assert results["seeds"] == [7] and list(results["shots"]) == ["2"]
     assert results["draws"] == {"2": {"unit": "image", "sha256": {"7": "e" * 64}}}
+
+
+@pytest.mark.parametrize("finetuned", [True, False])
+def test_a_split_that_holds_the_shots_is_no_test_and_is_said_to_be_none(finetuned, best, tuned, small_demo, caplog):
+    data = load(small_demo)
+    if finetuned:
+        splits = {split: [r.kept(r.labels < data.num_base) for r in data.split(split)] for split in data.splits}
+        data = DataSet(data.root, data.base[:-1], data.base[-1:], splits, Report())
+    study = protocol.Study(data, "support", (1,), (0,), "gfsod", "coco")
+    protocol.evaluations(tuned if finetuned else load_trained(best), study, None, (DEFAULT,))
+    assert "split support is where shots are taken from" in caplog.text and "--split test" in caplog.text
 
 
 @pytest.mark.slow
