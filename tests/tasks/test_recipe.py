@@ -61,6 +61,8 @@ def test_many_shots_of_other_classes_take_twice_that_time(told, monkeypatch):
     task, report = told(0.1)
     assert task.config.stage.recipe == "far_long" and recipe.applied(task.config).optim.steps == 12
     assert "recipe far_long" in report and "longer still" in report
+    mix = recipe.applied(task.config).data.augment
+    assert (mix.paste, mix.whole, mix.match_size) == (0.5, 0.3, 0.0)
     task, _ = told(0.9)
     assert task.config.stage.recipe == "near", "classes that carry over need no more"
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -129,15 +130,23 @@ def test_a_second_look_leaves_no_labels_of_the_first(place, eye):
                                                                     "film_more.txt"]  # fmt: skip
 
 
-def test_a_camera_is_ended_by_ctrl_c_and_what_was_found_is_kept(place, eye, monkeypatch, capsys):
-    opened, real = [], cv2.VideoCapture
+@pytest.mark.parametrize(("apart", "pace"), [(0.05, 20.0), (0.001, watch.PACES[1])])
+def test_a_camera_is_ended_by_ctrl_c_and_what_was_found_is_kept(apart, pace, place, eye, monkeypatch, capsys):
+    opened, real, now = [], cv2.VideoCapture, [100.0]
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: (opened.append(s), real("film.mp4" if s == 7 else s))[1])
-    eye(lambda n: os.kill(os.getpid(), signal.SIGINT) if n == 9 else None)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def watched(n):
+        now[0] += apart
+        if n == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    eye(watched)
     assert look("7") == 0 and 7 in opened
     assert "camera7: 9 frames" in capsys.readouterr().out
     assert read()["video"]["file"] == "camera7" and [r["frame"] for r in read()["predictions"]] == list(range(9))
     with Video(Path("out/camera7.mp4")) as film:
-        assert len(list(film.frames())) == 9 and film.rate == watch.PACES[1], "at the pace at which frames came"
+        assert len(list(film.frames())) == 9 and film.rate == pace, "at the pace at which frames came"
     assert sorted(p.name for p in Path("out").iterdir()) == ["camera7.mp4", "predictions.json"]
 
 

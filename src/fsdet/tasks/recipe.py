@@ -5,7 +5,7 @@ near: classes that registration finds again (tasks/rehearsal.py); the file's val
 far: classes unlike the base's; everything moves twice as fast and half as long again, and more of the images are the
 shots' own, whose surroundings are as new as they are. How large base objects are says nothing of such classes, so shots
 are pasted at their own size (docs/notebook.md).
-far_long: the same with more than FEW shots a class, which take twice that time to be learnt.
+far_long: the same with more than FEW shots a class, which take twice that time to be learnt, more of it pasted.
 A run's config.yaml holds the file's values and the name of the recipe, so that a resumed run, and one whose settings
 are compared with it, mean the same.
 """
@@ -27,6 +27,7 @@ NEAR_BACKBONE = 0.5  # LR of the backbone as a share of the others'
 FAR_LR, FAR_LENGTH, LONG = 2.0, 1.5, 3.0  # factors on the file's values
 FEW = 5  # shots a class
 FAR_MIX = {"paste": 0.35, "whole": 0.4, "match_size": 0.0}
+LONG_MIX = {**FAR_MIX, "paste": 0.5, "whole": 0.3}
 WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer",
          "far_long": f"everything moves, faster, and longer still for more than {FEW} shots a class"}  # fmt: skip
 
@@ -64,7 +65,8 @@ def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], 
 
 def applied(config: Config) -> Config:
     """The values that a run trains by: those of the file, changed as the recipe says; itself without a recipe."""
-    change = {"near": _near, "far": lambda c: _far(c, FAR_LENGTH), "far_long": lambda c: _far(c, LONG)}
+    change = {"near": _near, "far": lambda c: _far(c, FAR_LENGTH, FAR_MIX),
+              "far_long": lambda c: _far(c, LONG, LONG_MIX)}  # fmt: skip
     recipe = config.stage.recipe
     return config.model_copy(update=change[recipe](config)) if recipe in change else config
 
@@ -74,14 +76,14 @@ def _near(config: Config) -> dict:
     return {"optim": config.optim.model_copy(update={"lr_scale": scale})}
 
 
-def _far(config: Config, length: float) -> dict:
+def _far(config: Config, length: float, mix: Mapping[str, float]) -> dict:
     optim = config.optim
     faster = {"lr": FAR_LR * optim.lr, "muon_lr": FAR_LR * optim.muon_lr}
     if optim.steps:
         longer: dict = {"steps": round(length * optim.steps)}
     else:
         longer = {"epochs": length * (optim.epochs or 1)}
-    augment = config.data.augment.model_copy(update=FAR_MIX)
+    augment = config.data.augment.model_copy(update=mix)
     return {"optim": optim.model_copy(update={**faster, **longer}),
             "data": config.data.model_copy(update={"augment": augment})}  # fmt: skip
 
