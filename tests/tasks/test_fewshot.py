@@ -132,9 +132,10 @@ def test_stage_3_says_which_draw_it_is_of(settings, tmp_path):
     own = build_task(settings(*tune, "episode.shots=1"), data, resume=True)[0].describe()["draw"]
     assert own == {"seed": 6, "unit": "instance", "sha256": ShotFile.draw(data, [1], 6).sha256}
     config = settings(*tune, "episode.shots=2", f"data.shots={tmp_path / 'shots.json'}")
-    given = build_task(config, data, resume=True)[0].describe()["draw"]
-    assert given == {"seed": 4, "unit": "instance", "sha256": file.sha256}
-    assert build_task(settings(), data, resume=True)[0].describe()["draw"] is None
+    told = build_task(config, data, resume=True)[0].describe()
+    assert told["draw"] == {"seed": 4, "unit": "instance", "sha256": file.sha256} and told["shot_split"] == file.split
+    told = build_task(settings(), data, resume=True)[0].describe()
+    assert told["draw"] is None and told["shot_split"] is None
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def tuned(best, tmp_path_factory):
     """A checkpoint that says it was fine-tuned on two shots of draw 7: the last class of `best` as its novel one."""
     state = torch.load(best, weights_only=True)
     state["spec"]["base"] = state["spec"]["base"][:-1]
-    state["spec"] |= {"shots": 2, "draw": {"seed": 7, "unit": "image", "sha256": "e" * 64}}
+    state["spec"] |= {"shots": 2, "shot_split": "support", "draw": {"seed": 7, "unit": "image", "sha256": "e" * 64}}
     path = tmp_path_factory.mktemp("tuned") / "best.pt"
     torch.save(state, path)
     return load_trained(path)
@@ -151,7 +151,7 @@ def test_a_split_that_holds_the_shots_is_no_test_and_is_said_to_be_none(finetune
         data = DataSet(data.root, data.base[:-1], data.base[-1:], splits, Report())
     study = protocol.Study(data, "support", (1,), (0,), "gfsod", "coco")
     protocol.evaluations(tuned if finetuned else load_trained(best), study, None, (DEFAULT,))
-    assert "split support is where shots are taken from" in caplog.text and "--split test" in caplog.text
+    assert "split support is where the shots are from" in caplog.text and "--split test" in caplog.text
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class Trainer:
         self._begin()
         self._check_alike()
         self._whole = True
-        self._told: tuple[int, int] | None = None  # rows before an evaluation that is not through: cut off on resume
+        self._before: tuple[int, int] | None = None  # rows before the evaluation under way: one that fails adds none
         self._report: Path | None = None
         self._probed: list[probe.ProbeRow] = []
         self._debugging = False
@@ -363,7 +363,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Judge the EMA; returns whether it is the best so far. The generators are left as they were."""
         step, position = self.controller.step, self.position
-        self._told, metrics, paths = self.log.written, {}, ()
+        self._before, metrics, paths = self.log.written, {}, ()
         if self.peers.leads:
             model = self.ema.model if self.ema else self.task.model
             metrics, paths = judging.judge(self.task, model, self.folder, step)
@@ -378,7 +378,7 @@ class Trainer:
         if best > 0.0 and value < (1 - self.guard.limits.validation_drop) * best:
             drop = Flag("validation_drop", f"{name} fell to {value:.4f} from its best {best:.4f}")
             self.log.flag(drop, step, self.epoch, position.batch)
-        self._told = None
+        self._before = None
         return position.rank(value, step)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -411,7 +411,7 @@ class Trainer:
         )
 
     def _save(self, best: bool = False, wait: bool = False) -> None:
-        self.position.rows, self.position.table = self._told or self.log.written
+        self.position.rows, self.position.table = self._before or self.log.written
         self.saver.save(best=best, wait=wait)
 
     def _last_save(self) -> str:

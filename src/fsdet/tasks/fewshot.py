@@ -75,6 +75,7 @@ class FewshotTask:
         self.objective = loss_of(config)
         self.batches = Batches(recipe.applied(config), data, len(self.classes), shots or {}, shot_split)
         self.draw = stamp_of(config, data, shots, shot_split) if shots else None
+        self.shot_split = shot_split if shots else None
         self.batches_per_epoch, self.samples = self.batches.per_epoch, len(self.batches.store.records)
         self.validator = validation.Validator(config, data)
         self.best_metric = self.validator.best_metric
@@ -130,7 +131,7 @@ class FewshotTask:
 
     def describe(self) -> Mapping[str, Any]:
         return {"task": self.name, "stage": self.config.stage.name, "mode": self.config.stage.mode, "model": self.spec,
-                "shots": self.batches.shots_a_class, "draw": self.draw,
+                "shots": self.batches.shots_a_class, "shot_split": self.shot_split, "draw": self.draw,
                 "classes": list(self.classes), "base": list(self.data.base), "novel": list(self.data.novel),
                 "image_size": self.config.data.image_size, "support_size": self.config.data.support_size,
                 "preprocessing": self.validator.prepare.stored(), "data": str(self.config.data.path)}  # fmt: skip

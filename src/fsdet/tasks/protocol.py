@@ -104,8 +104,8 @@ def evaluations(trained: Trained, study: Study, bank: PrototypeBank | None,
     draws = None
     if bank is None and not trained.finetuned:
         draws = drawn(study.data, study.shots, study.seeds, study.shot_file)
-    if bank is None and study.split == (draws.split if draws else "support"):
-        log.warning("split %s is where shots are taken from: their own images are judged too, so that figures on it "
+    if bank is None and study.split == (draws.split if draws else trained.spec.get("shot_split")):
+        log.warning("split %s is where the shots are from: their own images are judged too, so that figures on it "
                     "are too good. Next: --split test", study.split)  # fmt: skip
     keyed = registered(trained, study, bank, draws, scorings)
     stamp = draws_stamp(study.data, draws) if draws else {} if bank else tuned_stamp(trained.spec)

@@ -5,7 +5,8 @@ near: classes that registration finds again (tasks/rehearsal.py); the file's val
 far: classes unlike the base's; everything moves twice as fast and half as long again, and more of the images are the
 shots' own, whose surroundings are as new as they are. How large base objects are says nothing of such classes, so shots
 are pasted at their own size (docs/notebook.md).
-far_long: the same with more than FEW shots a class, which take twice that time to be learnt, more of it pasted.
+far_long: the same with more than FEW shots a class, which take twice that time to be learnt; more of the images are
+pasted.
 A run's config.yaml holds the file's values and the name of the recipe, so that a resumed run, and one whose settings
 are compared with it, mean the same.
 """
