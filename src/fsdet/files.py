@@ -3,7 +3,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fsdet.errors import UserError, explain
@@ -13,13 +14,53 @@ def refuse_foreign(path: Path, what: str, is_ours: Callable[[Path], bool]) -> No
     """Let `path` be written when nothing is there, or something of the same kind.
 
     Raises:
-        UserError: a folder, or a file that is no `what`; a user's own file is never replaced.
+        UserError: a folder, or a file that is no `what`; a user's own file is never replaced. Or nothing can be written
+        there, which is better known before the work than after it.
     """
     if path.is_dir():
         raise UserError(explain(f"a file name for {what}", "a folder", str(path), "name a file in it"))
     if path.exists() and not is_ours(path):
         raise UserError(explain(f"no file yet, or {what}", "another file", str(path),
                                 "name another one; nothing was replaced"))  # fmt: skip
+    _refuse_unwritable(path)
+
+
+def refuse_others(out: Path, index: str, what: str, keys: Iterable[str], wanted: Iterable[Path]) -> None:
+    """Let `wanted` be written into a folder: what is there already of them, the folder's own `index` lists.
+
+    An index is a JSON file with `keys`, and with the names of the files beside it under "written".
+    Raises:
+        UserError: `out` is a file, its index is another file, one of `wanted` is somebody else's, or nothing can be
+        written there.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(explain("a folder", "a file", str(out), "name another --out"))
+    refuse_foreign(out / index, what, is_json_with(*keys))
+    ours = listed(out / index)
+    theirs = [name for path in wanted if path.exists() and (name := path.relative_to(out).as_posix()) not in ours]
+    if theirs:
+        raise UserError(explain("a folder without these files", f"{theirs[0]} and {len(theirs) - 1} more, which "
+                                f"{index} does not list", str(out), "name another --out"))  # fmt: skip
+
+
+def listed(index: Path) -> set[str]:
+    """The files that an index says were written beside it, by their names in its folder."""
+    names = read_json(index).get("written")
+    return {str(name) for name in names} if isinstance(names, list) else set()
+
+
+def listing(index: Path, names: Iterable[str]) -> list[str]:
+    """What the next index has under "written": `names`, and what it listed before and still lies there."""
+    return sorted({*names, *(name for name in listed(index) if (index.parent / name).is_file())})
+
+
+def _refuse_unwritable(path: Path) -> None:
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        told = f"{error.strerror or error} ({place})"
+        raise UserError(explain("a place that can be written to", told, str(path), "name another one")) from error
 
 
 def is_json_with(*keys: str) -> Callable[[Path], bool]:
@@ -57,6 +98,8 @@ def write_durably(path: Path, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:  # told by the name that the user gave
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)

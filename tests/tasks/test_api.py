@@ -131,6 +131,20 @@ def test_one_branch_is_its_part_of_both(detector):
         detector.predict("photo.jpg", branch="standart")
 
 
+def test_a_plot_is_a_jpeg_and_replaces_no_picture_of_others(detector):
+    found = detector.predict("photo.jpg")
+    with pytest.raises(UserError, match=r"plot: expected a name that ends in \.jpg or \.jpeg, got found\.png"):
+        found.plot("found.png")
+    before = Path("photo.jpg").read_bytes()
+    with pytest.raises(UserError, match=r"photo\.jpg: expected no file yet, or a picture of fsdet"):
+        found.plot("photo.jpg")
+    assert Path("photo.jpg").read_bytes() == before and not Path("found.png").exists()
+    for _ in range(2):
+        found.plot("found.JPG")
+    with Image.open("found.JPG") as picture:
+        assert picture.format == "JPEG"
+
+
 def test_rows_of_yolo_are_centres_and_sizes_as_shares(detector):
     found = detector.predict("photo.jpg", 0.0)
     rows = np.array([line.split() for line in found.to_yolo().splitlines()], float)

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from PIL import Image
 
 from fsdet.bank import PrototypeBank
 from fsdet.cli.main import main
+from fsdet.data.images import read_rgb
 from fsdet.data.sources import load, support_folder
 from fsdet.errors import ConfigError, DataError
+from fsdet.tasks import use
 from fsdet.tasks.loading import load_trained
 from fsdet.tasks.protocol import evaluate_checkpoint
 from fsdet.tasks.use import predictor_of
@@ -208,11 +211,16 @@ def test_no_output_replaces_a_file_of_another_kind(best, place, capsys):
     Path("out/predictions.json").write_text('{"mine": 1}')
     Path("seen").mkdir()
     Path("seen/a.png.jpg").write_text("mine")
+    Path("judged/episodes").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("judged/confusion.png")
+    Path("judged/episodes/eval_1shot_0.jpg").write_text("mine")
     on_cpu = ["--device", "cpu"]
     for argv in (
         ["register", str(best), "--support", "support", "--out", "notes.txt", *on_cpu],
         ["register", str(best), "--support", "support", "--out", "support", *on_cpu],
         ["eval", str(best), "--shots", "1", "--seeds", "1", "--json", "notes.txt", *on_cpu],
+        ["eval", str(best), "--shots", "1", "--seeds", "1", "--json", "judged/results.json", *on_cpu],
+        ["eval", str(best), "--shots", "1", "--seeds", "1", "--json", "notes.txt/results.json", *on_cpu],
         ["data", "shots", data, "--k", "1", "--out", "notes.txt"],
         ["predict", str(best), "--source", "photos", "--out", "out", *on_cpu],
         ["predict", str(best), "--source", "photos", "--out", "seen", *on_cpu],
@@ -220,7 +228,79 @@ def test_no_output_replaces_a_file_of_another_kind(best, place, capsys):
         assert main(argv) == 2, argv
         assert "name a" in capsys.readouterr().err
     assert Path("notes.txt").read_text() == "mine" and Path("seen/a.png.jpg").read_text() == "mine"
-    assert Path("out/predictions.json").read_text() == '{"mine": 1}'
+    assert Path("out/predictions.json").read_text() == '{"mine": 1}' and not Path("judged/results.json").exists()
+    Path("judged/confusion.png").unlink()
+    assert main(["eval", str(best), "--shots", "1", "--seeds", "1", "--json", "judged/results.json", *on_cpu]) == 2
+    assert "eval_1shot_0.jpg: expected no file yet, or a picture of fsdet" in capsys.readouterr().err
+
+
+def test_labels_of_a_data_set_are_not_replaced_by_detections(best, place, capsys):
+    """--out may be the folder of a YOLO data set, whose labels/ lies beside images/."""
+    for name in ("set/images/a.png", "set/images/b.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("photos/a.png", name)
+    Path("set/labels").mkdir()
+    Path("set/labels/b.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    argv = ["predict", str(best), "--source", "set/images", "--out", "set", "--txt", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 2
+    assert "set: expected a folder without these files, got labels/b.txt and 0 more" in capsys.readouterr().err
+    assert Path("set/labels/b.txt").read_text() == "0 0.5 0.5 0.2 0.2\n" and not Path("set/a.jpg").exists()
+
+
+def test_a_folder_of_predictions_is_written_again_but_not_what_came_into_it(best, place, capsys):
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--txt", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 0
+    written = ["a.jpg", "a.png.jpg", "labels/a.png.txt", "labels/a.txt"]
+    assert json.loads(Path("out/predictions.json").read_text())["written"] == written
+    assert main([*argv[:3], "photos/*.png", *argv[4:]]) == 0, "a.jpg is the copy of another image now"
+    assert json.loads(Path("out/predictions.json").read_text())["written"] == written
+    shutil.copy("photos/a.png", "photos/mine.png")
+    Path("out/mine.jpg").write_text("mine")
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert "got mine.jpg and 0 more, which predictions.json does not list" in capsys.readouterr().err
+    assert Path("out/mine.jpg").read_text() == "mine"
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(best, place):
+    for name in ("days/1/x.png", "days/2/x.png", "days/2/y.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("photos/a.png", name)
+    argv = ["predict", str(best), "--source", "days/*/*.png", "--out", "out", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 0
+    rows = json.loads(Path("out/predictions.json").read_text())["predictions"]
+    assert {row["image"] for row in rows} == {"days/1/x.png", "days/2/x.png", "y.png"}
+
+
+def test_a_signal_keeps_what_was_found(best, place, monkeypatch, capsys):
+    def read(path):
+        if Path(path).name == "b.png":
+            signal.raise_signal(signal.SIGINT)
+        return read_rgb(path)
+
+    for name in ("photos/b.png", "photos/c.png"):
+        shutil.copy("photos/a.png", name)
+    monkeypatch.setattr(use, "read_rgb", read)
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 130
+    assert "error: stopped, and what was found is kept. 3 images" in capsys.readouterr().err
+    found = json.loads(Path("out/predictions.json").read_text())
+    assert {row["image"] for row in found["predictions"]} == {"a.jpg", "a.png", "b.png"}
+    assert found["written"] == ["a.jpg", "a.png.jpg", "b.jpg"]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert main(argv) == 0 and Path("out/c.jpg").exists()
+
+
+@pytest.mark.parametrize("out", ["notes.txt/out", "/proc/nowhere/out"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(best, place, out, monkeypatch, capsys):
+    Path("notes.txt").write_text("mine")
+    monkeypatch.setattr(use, "finder", None)
+    assert main(["predict", str(best), "--source", "photos", "--out", out, "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"{out}/predictions.json: expected a place that can be written to, got" in told and "name another one" in told
+    )
 
 
 def test_a_bank_may_be_replaced_and_says_by_what(best, place, capsys):

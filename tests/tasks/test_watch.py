@@ -177,7 +177,7 @@ def test_a_cut_off_film_is_told_in_one_sentence(place, eye, capsys):
         ("film.mp4", ".", "expected a folder beside the video, got the video's own"),
         ("film.mp4", "film.mp4", "expected a folder, got a file"),
         ("film.mp4", "theirs", "expected a folder without these files, got film.mp4 and 0 more"),
-        ("film.mp4", "labelled", "expected a folder without these files, got film_000003.txt and 0 more"),
+        ("film.mp4", "labelled", "expected a folder without these files, got labels/film_000003.txt and 0 more"),
         ("film.mp4", "json", "expected no file yet, or what fsdet predict wrote"),
         ("none.mp4", "out", "none.mp4: expected a video file, got nothing there"),
         ("96", "out", "camera 96: expected a camera, got none that gives pictures"),

@@ -74,7 +74,7 @@ def _by_split(args: argparse.Namespace, task: str) -> int:
         told = f"a checkpoint of task '{task}', which a split alone judges"
         raise UserError(explain("a few-shot detector", told, ", ".join(given), "leave the flags out"))
     if args.json:
-        refuse_foreign(args.json, "a results.json", is_json_with("task", "metrics"))
+        _refuse(args.json, "task", "metrics")
     print(judge.table(judge.judge_checkpoint(args.checkpoint, data=args.data, split=args.split, device=args.device,
                                              json_out=args.json)))  # fmt: skip
     return 0
@@ -88,7 +88,7 @@ def _by_shots(args: argparse.Namespace) -> int:
         existing(args.shot_file, "a shot file", "draw one: fsdet data shots")
     scoring = Scoring.parse(args.scoring) if args.scoring else DEFAULT
     if args.json:
-        refuse_foreign(args.json, "a results.json", is_json_with("setting", "shots"))
+        _refuse(args.json, "setting", "shots")
     results = protocol.evaluate_checkpoint(
         args.checkpoint,
         data=args.data,
@@ -105,6 +105,13 @@ def _by_shots(args: argparse.Namespace) -> int:
     )
     _show([results], [_label(args.checkpoint)], args.per_class)
     return 0
+
+
+def _refuse(out: Path, *keys: str) -> None:
+    from fsdet.pictures import refuse_other_pictures
+
+    refuse_foreign(out, "a results.json", is_json_with(*keys))
+    refuse_other_pictures(out.parent)
 
 
 def _show(results: list[dict], labels: list[str], per_class: bool) -> None:

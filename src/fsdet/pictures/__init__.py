@@ -5,7 +5,15 @@ A page in one HTML file: page, style, charts.
 """
 
 from fsdet.pictures.crops import around
-from fsdet.pictures.drawing import TRUTH, Picture, colour, draw_detections, save_jpeg
+from fsdet.pictures.drawing import (
+    TRUTH,
+    Picture,
+    colour,
+    draw_detections,
+    is_picture,
+    refuse_other_pictures,
+    save_jpeg,
+)
 from fsdet.pictures.plots import plot_confusion, plot_labels, plot_pr, plot_results, plot_shots
 from fsdet.pictures.sheets import contact_sheet, episode_sheet
 
@@ -17,10 +25,12 @@ __all__ = [
     "contact_sheet",
     "draw_detections",
     "episode_sheet",
+    "is_picture",
     "plot_confusion",
     "plot_labels",
     "plot_pr",
     "plot_results",
     "plot_shots",
+    "refuse_other_pictures",
     "save_jpeg",
 ]

@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fsdet.errors import ShapeError
-from fsdet.files import write_durably
+from fsdet.files import refuse_foreign, write_durably
 
 Colour = tuple[int, int, int]
 TRUTH: Colour = (40, 220, 80)  # no class colour comes near it
 INK: Colour = (24, 26, 30)
+MARK = "fsdet"  # in every JPEG and PNG that is drawn here
+OF_EVALUATION = ("confusion.png", "pr_novel.png", "shots.png")
 _PALETTE: tuple[Colour, ...] = (
     (255, 82, 82), (64, 156, 255), (255, 193, 7), (186, 104, 255), (0, 200, 212), (255, 128, 44), (255, 105, 180),
     (121, 134, 255), (205, 130, 90), (230, 230, 90), (150, 200, 255), (255, 160, 160), (160, 120, 220), (240, 200, 150),
@@ -95,8 +97,28 @@ def draw_detections(
 def save_jpeg(path: str | Path, image: np.ndarray | Image.Image, quality: int = 90) -> Path:
     """Write uint8 [H, W, 3] RGB as JPEG, all at once; makes the folder."""
     picture, buffer = image if isinstance(image, Image.Image) else Image.fromarray(image), io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=quality, subsampling=0)
+    picture.save(buffer, format="JPEG", quality=quality, subsampling=0, comment=MARK.encode())
     return write_durably(Path(path), buffer.getvalue())
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a JPEG or PNG says that it was drawn here, as a test for `refuse_foreign`."""
+    try:
+        with Image.open(path) as picture:
+            told = picture.info.get("comment" if picture.format == "JPEG" else "Software", "")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return (told.decode("latin-1") if isinstance(told, bytes) else told) == MARK
+
+
+def refuse_other_pictures(folder: Path) -> None:
+    """Let the pictures of an evaluation be drawn into a folder.
+
+    Raises:
+        UserError: one of their names is taken by a picture that was not drawn here.
+    """
+    for path in (*(folder / name for name in OF_EVALUATION), *sorted(folder.glob("episodes/eval_*.jpg"))):
+        refuse_foreign(path, "a picture of fsdet", is_picture)
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fsdet.errors import DataError, ShapeError, explain
 from fsdet.files import write_durably
-from fsdet.pictures.drawing import colour
+from fsdet.pictures.drawing import MARK, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -295,5 +295,5 @@ def _save(figure: "Figure", out: str | Path) -> Path:
         if not axes.has_data():
             axes.set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": MARK})
     return write_durably(out, buffer.getvalue())

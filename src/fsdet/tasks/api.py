@@ -19,12 +19,14 @@ from fsdet.data.images import as_rgb, read_rgb
 from fsdet.detect.postprocess import NMS_IOU
 from fsdet.detect.support import VIEWS
 from fsdet.errors import DataError, UserError, did_you_mean, explain
-from fsdet.pictures import save_jpeg
+from fsdet.files import refuse_foreign
+from fsdet.pictures import is_picture, save_jpeg
 from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing, yolo_rows
 from fsdet.types import Detections
 
 Picture = str | Path | np.ndarray
 BOTH = "dual"
+JPEG = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,16 @@ class Found(Detections):
         return yolo_rows(self, self.pixels.shape[:2])
 
     def plot(self, path: str | Path | None = None) -> np.ndarray:
-        """uint8 RGB copy of the image with boxes, classes, scores and branches; also written to `path` as JPEG."""
+        """uint8 RGB copy of the image with boxes, classes, scores and branches; also written to `path` as JPEG.
+
+        Raises:
+            UserError: `path` does not end as a JPEG does, or a file lies there that was not drawn here.
+        """
+        if path is not None:
+            if Path(path).suffix.lower() not in JPEG:
+                raise UserError(explain(f"a name that ends in {' or '.join(JPEG)}", Path(path).name, "plot",
+                                        "name a JPEG file; save the returned array for another kind"))  # fmt: skip
+            refuse_foreign(Path(path), "a picture of fsdet", is_picture)
         drawn = query_drawing(self.pixels, self, self.names)
         if path is not None:
             save_jpeg(path, drawn)

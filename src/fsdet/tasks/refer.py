@@ -18,7 +18,7 @@ from fsdet.detect.tracks import Tracked
 from fsdet.errors import UserError, explain
 from fsdet.evaluation.st_iou import best_track, st_iou
 from fsdet.evaluation.summary import write_json
-from fsdet.files import is_json_with, refuse_foreign, write_durably
+from fsdet.files import listing, refuse_others, write_durably
 from fsdet.progress import track
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.watch import follow, frame_drawing
@@ -59,8 +59,9 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     rows = [{"video_id": s.name, "st_iou": None if math.isnan(s.st_iou) else s.st_iou, "frames": s.frames,
              "found_in": len(s.found)} for s in scored]  # fmt: skip
     write_durably(out / FOUND, json.dumps([_annotation(s) for s in scored]).encode())
+    written = listing(out / RESULTS, [FOUND, *(f"{s.name}.mp4" for s in samples if film)])
     write_json(out / RESULTS, {"task": "refdet", "st_iou": mean, "samples": rows, "checkpoint": trained.sha256,
-                               "conf": conf})  # fmt: skip
+                               "conf": conf, "written": written})  # fmt: skip
     told = [f"{s.name}: ST-IoU {'-' if math.isnan(s.st_iou) else f'{s.st_iou:.3f}'}, found in {len(s.found)} of "
             f"{s.frames} frames" for s in scored]  # fmt: skip
     head = "no sample is annotated" if mean is None else f"mean ST-IoU {mean:.3f} of {len(known)} samples"
@@ -101,13 +102,7 @@ def _annotation(scored: Scored) -> dict:
 
 def _refuse(out: Path, samples: Sequence[RefSample], folder: Path) -> None:
     """Before anything is computed: `out` is a file or the data's own folder, or holds files of others."""
-    if out.exists() and not out.is_dir():
-        raise UserError(explain("a folder", "a file", str(out), "name another --out"))
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(explain("a folder beside the samples", "one among them", str(out), "name another --out"))
-    refuse_foreign(out / RESULTS, "what fsdet predict --refdet wrote", is_json_with("task", "samples"))
-    films = [out / f"{s.name}.mp4" for s in samples]
-    theirs = [] if (out / RESULTS).exists() else [p for p in (out / FOUND, *films) if p.exists()]
-    if theirs:
-        raise UserError(explain("a folder without these files", f"{theirs[0].name} and {len(theirs) - 1} more",
-                                str(out), "name another --out"))  # fmt: skip
+    wanted = [out / name for name in (FOUND, *(f"{s.name}.mp4" for s in samples))]
+    refuse_others(out, RESULTS, "what fsdet predict --refdet wrote", ("task", "samples"), wanted)

@@ -16,9 +16,10 @@ from fsdet.data.video import is_video
 from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor, open_onnx
 from fsdet.detect.support import VIEWS
-from fsdet.errors import CheckpointError, DataError, UserError, explain
+from fsdet.engine.signals import Signals
+from fsdet.errors import CheckpointError, DataError, Stopped, UserError, explain
 from fsdet.evaluation.summary import write_json
-from fsdet.files import is_json_with, refuse_foreign, write_durably
+from fsdet.files import listing, refuse_others, write_durably
 from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
@@ -27,6 +28,7 @@ from fsdet.types import Detections
 
 log = logging.getLogger("fsdet")
 BRANCHES = ("standard", "prototype")
+INDEX = "predictions.json"
 SHORT = ("std", "proto")  # the branch, beside a box
 
 
@@ -78,32 +80,75 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
     onnx: run this file of fsdet export instead; a checkpoint beside it must be what it was made of.
 
     Raises:
-        DataError: nothing to look at, or an unreadable image. UserError: `out` is no folder, or the source's.
+        DataError: nothing to look at, or an unreadable image. UserError: `out` is no folder, the source's, or holds
+        files of others. Stopped: a signal came; what was found until then has been written.
     """
     paths = image_paths(source)
-    drawings = _drawings(paths, out)
+    copies = Copies(paths, out, txt)
     predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
     out.mkdir(parents=True, exist_ok=True)
-    rows, count, unread = [], Counter(dict.fromkeys(predictor.registered, 0)), []
-    for path, drawing in track(list(zip(paths, drawings, strict=True)), "predict"):
+    with Signals() as signals:
+        for i in track(range(len(paths)), "predict"):
+            copies.take(i, predictor, conf)
+            if signals.received:
+                break
+    told = copies.close(predictor)
+    if signals.received:
+        raise Stopped(f"stopped, and what was found is kept. {told}", signals.received)
+    return told
+
+
+class Copies:
+    """What is written of some images: copies, labels, and predictions.json, which lists them.
+
+    Raises:
+        UserError: see `predict`.
+    """
+
+    def __init__(self, paths: Sequence[Path], out: Path, txt: bool) -> None:
+        same = Counter(path.name for path in paths)
+        self._paths, self._out, self._txt = paths, out, txt
+        self._names = [path.name if same[path.name] == 1 else path.as_posix() for path in paths]
+        self._stems = _stems(paths)
+        self._rows: list[dict] = []
+        self._written: list[str] = []
+        self._unread: list[str] = []
+        self._seen = 0
+        if out.resolve() in {path.parent.resolve() for path in paths}:
+            raise UserError(explain("a folder beside the images", "the images' own", str(out), "name another --out"))
+        wanted = [out / name for stem in self._stems for name in self._files(stem)]
+        refuse_others(out, INDEX, "what fsdet predict wrote", ("names", "predictions"), wanted)
+
+    def _files(self, stem: str) -> list[str]:
+        return [f"{stem}.jpg", *([f"labels/{stem}.txt"] if self._txt else [])]
+
+    def take(self, i: int, predictor: Predictor | PortablePredictor, conf: float | None) -> None:
+        """Look at image i; one that cannot be read is left out, unless it is the only one."""
         try:
-            image = read_rgb(path)
+            image = read_rgb(self._paths[i])
         except DataError as error:
-            if len(paths) == 1:
+            if len(self._paths) == 1:
                 raise
-            unread.append(str(error))
-            continue
+            self._unread.append(str(error))
+            return
         found = predictor.predict(image, threshold=conf)
-        rows += coco_rows(found, path.name)
-        count.update(predictor.names[i] for i in found.labels.tolist())
-        save_jpeg(drawing, query_drawing(image, found, predictor.names))
-        if txt:
-            write_durably(out / "labels" / f"{drawing.stem}.txt", yolo_rows(found, image.shape[:2]).encode())
-    write_json(out / "predictions.json", {"names": list(predictor.names), "predictions": rows})
-    others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
-    seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
-    lines = [f"{len(paths) - len(unread)} images, {len(rows)} detections ({', '.join(seen) or 'none'}) -> {out}"]
-    return "\n".join([*lines, *(f"left out: {text}" for text in unread)])
+        files = self._files(self._stems[i])
+        save_jpeg(self._out / files[0], query_drawing(image, found, predictor.names))
+        for name in files[1:]:
+            write_durably(self._out / name, yolo_rows(found, image.shape[:2]).encode())
+        self._rows += coco_rows(found, self._names[i])
+        self._written += files
+        self._seen += 1
+
+    def close(self, predictor: Predictor | PortablePredictor) -> str:
+        """Write predictions.json; returns the summary."""
+        index, names = self._out / INDEX, predictor.names
+        write_json(index, {"names": list(names), "written": listing(index, self._written), "predictions": self._rows})
+        count = Counter(names[row["category_id"]] for row in self._rows)
+        others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
+        seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
+        lines = [f"{self._seen} images, {len(self._rows)} detections ({', '.join(seen) or 'none'}) -> {self._out}"]
+        return "\n".join([*lines, *(f"left out: {text}" for text in self._unread)])
 
 
 def finder(checkpoint: Path | None, *, support: Path | None = None, bank: Path | None = None, device: str = "cpu",
@@ -162,30 +207,17 @@ def image_paths(source: Path) -> list[Path]:
     return paths
 
 
-def _drawings(paths: Sequence[Path], out: Path) -> list[Path]:
-    """Where each image's annotated copy goes: STEM.jpg, and with its old suffix where two stems are the same.
-
-    Raises:
-        UserError: `out` is a file, or the folder that the images are in.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(explain("a folder", "a file", str(out), "name another --out"))
-    refuse_foreign(out / "predictions.json", "what fsdet predict wrote", is_json_with("names", "predictions"))
-    if out.resolve() in {path.parent.resolve() for path in paths}:
-        raise UserError(explain("a folder beside the images", "the images' own", str(out), "name another --out"))
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """What each image's files are called: its stem, and with its old suffix where two stems are the same."""
     taken: set[str] = set()
-    drawings = []
+    stems = []
     for path in paths:
         name = path.stem
         while name.casefold() in taken:
             name = path.name if name == path.stem else f"{name}_"
         taken.add(name.casefold())
-        drawings.append(out / f"{name}.jpg")
-    taken_by_others = [d for d in drawings if d.exists()] if not (out / "predictions.json").exists() else []
-    if taken_by_others:
-        raise UserError(explain("a folder without these files", f"{taken_by_others[0].name} and "
-                                f"{len(taken_by_others) - 1} more", str(out), "name another --out"))  # fmt: skip
-    return drawings
+        stems.append(name)
+    return stems
 
 
 def yolo_rows(found: Detections, size: tuple[int, int]) -> str:

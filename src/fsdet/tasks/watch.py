@@ -20,10 +20,10 @@ from fsdet.detect.tracks import Tracked, Tracker
 from fsdet.engine.signals import Signals
 from fsdet.errors import Stopped, UserError, explain
 from fsdet.evaluation.summary import write_json
-from fsdet.files import is_json_with, refuse_foreign, write_durably
+from fsdet.files import listing, refuse_others, write_durably
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
-from fsdet.tasks.use import SHORT, coco_rows, finder, yolo_rows
+from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, yolo_rows
 
 log = logging.getLogger("fsdet")
 LONG_SIDE = 640  # px: smaller frames are enlarged, so that labels can be read
@@ -135,8 +135,10 @@ class Copy:
                 if signals.received or self.frames == self.wanted.frames:
                     break
         about = {"file": self.name, "rate": video.rate, "frames": self.frames}
-        write_json(self.out / "predictions.json", {"names": list(predictor.names), "video": about,
-                                                   "predictions": self.rows})  # fmt: skip
+        files = [*([self.film] if self.wanted.film else []), *self.labels()]
+        written = listing(self.out / INDEX, [path.relative_to(self.out).as_posix() for path in files])
+        write_json(self.out / INDEX, {"names": list(predictor.names), "video": about, "written": written,
+                                      "predictions": self.rows})  # fmt: skip
 
     def _take(self, number: int, frame: np.ndarray, found: Tracked) -> None:
         self.frames += 1
@@ -197,13 +199,6 @@ def _refuse(copy: Copy, source: Path | int) -> None:
     Raises:
         UserError: it is one of these.
     """
-    out = copy.out
-    if out.exists() and not out.is_dir():
-        raise UserError(explain("a folder", "a file", str(out), "name another --out"))
-    refuse_foreign(out / "predictions.json", "what fsdet predict wrote", is_json_with("names", "predictions"))
-    if isinstance(source, Path) and out.resolve() == source.parent.resolve():
-        raise UserError(explain("a folder beside the video", "the video's own", str(out), "name another --out"))
-    theirs = [] if (out / "predictions.json").exists() else [p for p in (copy.film, *copy.labels()) if p.exists()]
-    if theirs:
-        raise UserError(explain("a folder without these files", f"{theirs[0].name} and {len(theirs) - 1} more",
-                                str(out), "name another --out"))  # fmt: skip
+    if isinstance(source, Path) and copy.out.resolve() == source.parent.resolve():
+        raise UserError(explain("a folder beside the video", "the video's own", str(copy.out), "name another --out"))
+    refuse_others(copy.out, INDEX, "what fsdet predict wrote", ("names", "predictions"), (copy.film, *copy.labels()))
