@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    dir: str = "checkpoints/run"
+    dir: Annotated[str, Field(min_length=1)] = "checkpoints/run"
     seed: int = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -241,12 +241,41 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_may_be_started_afresh_but_not_resumed(tmp_path):
-    (tmp_path / "r").mkdir()
+    trainer(ToyTask(), tmp_path / "r").fit()
+    for path in (*(tmp_path / "r").glob("*.pt"), tmp_path / "r/manifest.json"):
+        path.unlink()
     (tmp_path / "r/metrics.jsonl").write_text("old\n")
     with pytest.raises(CheckpointError, match="none"):
         trainer(ToyTask(), tmp_path / "r", resume=True)
     trainer(ToyTask(), tmp_path / "r").fit()
     assert rows(tmp_path / "r")
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
+def test_files_that_no_run_wrote_are_not_replaced(tmp_path, exist_ok):
+    texts = {"config.yaml": "mine: 1", "environment.json": '{"mine": 1}', "results.csv": "a,b", "results.json": "{}"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml, environment\.json, results\.csv, results\.json. Next: run\.dir="
+    ):
+        trainer(ToyTask(), tmp_path, exist_ok=exist_ok)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == texts
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_that_would_tell_of_it(tmp_path):
+    """Tables and pictures of the old weights go with them; what somebody put there of their own stays."""
+    folder = tmp_path / "r"
+    trainer(ToyTask(spoil=spoiled("bbox", NAN)), folder).fit()
+    assert list(folder.glob("incidents/*/report.json"))
+    (folder / "episodes").mkdir(exist_ok=True)
+    for name in ("results.json", "shots.png", "labels.png", "report.html", "episodes/eval_1shot_0.jpg",
+                 "episodes/step_000009.json", "notes.txt", "episodes/mine.jpg"):  # fmt: skip
+        (folder / name).write_text("old")
+    trainer(ToyTask(), folder, exist_ok=True).fit()
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in left if (folder / name).read_bytes() == b"old"} == {"notes.txt", "episodes/mine.jpg"}
+    assert not list(folder.glob("incidents/*")) and "results.csv" in left
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):

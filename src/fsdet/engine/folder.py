@@ -11,16 +11,28 @@ import torch
 from fsdet import yaml_strict
 from fsdet.engine import checkpoint, quarantine, records
 from fsdet.errors import ConfigError, explain
-from fsdet.files import write_durably
+from fsdet.files import is_json_with, write_durably
+
+# what training writes beside checkpoints, and then eval and report; a folder of somebody's own may have such names too
+RECORDS = ("config.yaml", "environment.json", "metrics.jsonl", "timings.jsonl", "results.csv", "training_debug.log",
+           "results.json", "results.png", "labels.png", "confusion.png", "pr_novel.png", "shots.png", "report.html",
+           quarantine.LIST)  # fmt: skip
+SEVERAL = ("episodes/step_*.jpg", "episodes/step_*.json", "episodes/eval_*.jpg", "incidents/step_*/*",
+           "tensorboard/events.out.tfevents.*")  # fmt: skip
 
 
 def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
     """Make the run folder, or refuse one that holds a run.
 
     Raises:
-        ConfigError: it has a checkpoint and neither `resume` nor `exist_ok` is given; or it cannot be written.
+        ConfigError: it has a checkpoint and neither `resume` nor `exist_ok` is given; it is no run's but has files of
+        the names that a run writes; or it cannot be written.
     """
     old = checkpoint.candidates(folder)
+    theirs = [name for name in RECORDS if (folder / name).exists()]
+    if theirs and not old and not is_json_with("python", "versions")(folder / "environment.json"):
+        raise ConfigError(explain("a folder of a run, or one without these files", ", ".join(theirs), str(folder),
+                                  "run.dir= names another; nothing was replaced"))  # fmt: skip
     if old and not resume and not exist_ok:
         cure = "--resume continues it, --exist-ok overwrites it, run.dir= starts another"
         raise ConfigError(explain("a folder without a checkpoint", f"a run ({old[0].name})", str(folder), cure))
@@ -36,9 +48,13 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints and the quarantine of a run that is being overwritten, the manifest first."""
-    for old in (folder / checkpoint.MANIFEST, *checkpoint.candidates(folder), folder / quarantine.LIST):
+    """Remove what a run wrote that is being overwritten, the manifest first: a table of it is none of the new one."""
+    several = [path for pattern in SEVERAL for path in sorted(folder.glob(pattern)) if path.is_file()]
+    for old in (folder / checkpoint.MANIFEST, *checkpoint.candidates(folder), *(folder / n for n in RECORDS), *several):
         old.unlink(missing_ok=True)
+    for emptied in folder.glob("incidents/step_*/"):
+        if not any(emptied.iterdir()):
+            emptied.rmdir()
 
 
 def describe(folder: Path, resolved: Mapping[str, Any], device: torch.device, precision: str) -> None:
