@@ -13,6 +13,7 @@ import pytest
 
 from fsdet import tasks
 from fsdet.cli.main import main
+from fsdet.command import typed
 from fsdet.errors import UserError
 from fsdet.evaluation.outcomes import FALSE, HIT, MISS, Outcome
 from fsdet.pictures import Picture
@@ -97,6 +98,21 @@ def test_a_finished_run_is_a_page_that_may_be_written_again_and_over_nothing_els
     with pytest.raises(UserError, match=r"mine\.html"):
         write_page(run, run / "mine.html")
     assert (run / "mine.html").read_text() == "<p>mine"
+
+
+def test_figures_of_an_earlier_checkpoint_are_told_as_such(run, capsys):
+    """A run that is trained on, or overwritten, after `fsdet eval`."""
+    results = run / "results.json"
+    argv = ["eval", str(run / "best.pt"), "--shots", "1", "--seeds", "1", "--json", str(results), "--device", "cpu"]
+    assert main(argv) == 0 and main(["report", str(run)]) == 0
+    assert "earlier checkpoint" not in capsys.readouterr().out
+    for saved in run.glob("*.pt"):
+        saved.write_bytes(saved.read_bytes() + b" ")
+    assert main(["report", str(run)]) == 0
+    told = "results.json is of an earlier checkpoint, of which nothing is left here. Next: "
+    assert f"{told}{typed('fsdet eval {} --json {}', run / 'best.pt', results)}" in capsys.readouterr().out
+    read = holds_itself(write_page(run, run / "p.html", device="cpu").read_text(encoding="utf-8"))
+    assert any(told in words for words in read.words)
 
 
 def test_without_a_checkpoint_the_page_says_why_there_are_no_pictures(run, caplog):

@@ -82,9 +82,10 @@ def _table(folder: Path) -> list[str]:
     from fsdet.files import read_json
     from fsdet.tasks import judge
 
-    if judge.is_of_a_split(found := read_json(path)):
-        return ["", judge.table(found)]
-    return ["", table([read_results(path)], [folder.name])]
+    of_a_split = judge.is_of_a_split(found := read_json(path))
+    found = found if of_a_split else read_results(path)
+    told = judge.outdated(found, folder)
+    return [*([told] if told else []), "", judge.table(found) if of_a_split else table([found], [folder.name])]
 
 
 def _pictures(folder: Path) -> list[str]:

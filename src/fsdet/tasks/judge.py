@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fsdet.command import typed
 from fsdet.config import Config
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.guard import jsonable
@@ -55,6 +56,18 @@ def judge_checkpoint(path: Path, *, data: str | None = None, split: str = "test"
     if json_out:
         write_durably(json_out, json.dumps(jsonable(results), indent=1).encode())
     return results
+
+
+def outdated(results: Mapping[str, Any], folder: Path) -> str:
+    """That a run's results are of none of its checkpoints, since it has been trained on; empty where they are of one.
+
+    results: of results.json, by shots or of a split.
+    """
+    saved = checkpoints.candidates(folder)
+    if not saved or results["checkpoint_sha256"] in {hashlib.sha256(path.read_bytes()).hexdigest() for path in saved}:
+        return ""
+    again = typed("fsdet eval {} --json {}", folder / "best.pt", folder / "results.json")
+    return f"results.json is of an earlier checkpoint, of which nothing is left here. Next: {again}"
 
 
 def is_of_a_split(results: Mapping[str, Any]) -> bool:

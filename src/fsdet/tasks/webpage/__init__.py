@@ -46,7 +46,8 @@ def write_page(run: Path, out: Path, *, data: str | None = None, most: int = IMA
     refuse_foreign(out, "a page of fsdet report", is_page)
     results = _results(run)
     exhibit, missing = _looked(history, results, data, most, device)
-    before, after = tables.sections(results, run.name), [curves.training(history), curves.setting(history)]
+    warning = judge.outdated(results, run) if results else ""
+    before, after = tables.sections(results, run.name, warning), [curves.training(history), curves.setting(history)]
     told = f"step {history.last_step}, {'finished' if history.finished else 'unfinished'}"
     for share in SHARES:
         shown = [*before, *(cards.sections(exhibit, share) if exhibit else missing), *after]

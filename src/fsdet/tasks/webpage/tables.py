@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,27 +16,30 @@ from fsdet.tasks import judge
 CURVES = (("nAP50", "novel AP50", "var(--line)"), ("bAP50", "base AP50", "var(--miss)"))
 
 
-def sections(results: Mapping[str, Any], name: str) -> list[Section]:
+def sections(results: Mapping[str, Any], name: str, warning: str = "") -> list[Section]:
     """Figures, table, figures against K. results: of `fsdet eval`, of shots or of a split; empty for none."""
     if not results:
         return []
-    if judge.is_of_a_split(results):
-        return _of_a_split(results)
+    shown = _of_a_split(results) if judge.is_of_a_split(results) else _of_shots(results, name)
+    return [replace(shown, remark=f"{warning} {shown.remark}".strip())]
+
+
+def _of_shots(results: Mapping[str, Any], name: str) -> Section:
     head, rows, told = cells([results], [name])
     classes = per_class_cells([results], [name]) if results.get("per_class") else ((), [])
     by_class = folded("AP50 by class and shots, in per cent", table(*classes, "AP50 by class and shots"))
     content = figures(_large(results["shots"])) + table(head, rows, "results by shots") + by_class + _against_k(results)
-    return [Section("Results", content, f"From results.json. {'; '.join(told)}.")]
+    return Section("Results", content, f"From results.json. {'; '.join(told)}.")
 
 
-def _of_a_split(results: Mapping[str, Any]) -> list[Section]:
+def _of_a_split(results: Mapping[str, Any]) -> Section:
     shown = [(_percent(value), key) for key, value in results["metrics"].items()]
     confusion = ""
     if "confusion" in results:
         rows = [[name, *map(str, row)] for name, row in zip(results["names"], results["confusion"], strict=True)]
         confusion = table(["taken for, of true:", *results["names"]], rows, "confusion matrix")
     told = f"{results['task']}, {results['images']} images of split {results['split']}, per cent, from results.json."
-    return [Section("Results", figures(shown) + confusion, told)]
+    return Section("Results", figures(shown) + confusion, told)
 
 
 def _large(shots: Mapping[str, Any]) -> list[tuple[str, str]]:
