@@ -31,12 +31,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * HEADROOM + 1e-7)
-    gram, product = x @ x.mT, None
+    gram, factor, product = x @ x.mT, None, None
     for a, b, c in COEFFICIENTS:
+        gram = gram if factor is None else factor @ gram @ factor
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
-        gram = factor @ gram @ factor
     x = product @ x
     return x if wide else x.mT
 
