@@ -109,10 +109,10 @@ def saved_again(source, target, **how):
         picture.resize(how.pop("size", picture.size)).save(target, **how)
 
 
-def photo(path, seed):
+def photo(path, seed, quality=95):
     """Something smooth, as photographs are; noise changes when it is saved again."""
     cells = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
-    Image.fromarray(cells).resize((60, 40), Image.Resampling.BICUBIC).save(path, quality=95)
+    Image.fromarray(cells).resize((60, 40), Image.Resampling.BICUBIC).save(path, quality=quality)
 
 
 def test_the_same_pixels_in_files_of_other_bytes_are_a_leak_that_a_deep_check_finds(root):
@@ -135,6 +135,75 @@ def test_a_picture_that_was_saved_again_is_told_and_another_is_not(root, how):
     report = check(sources.load(root), deep=True, k=1)
     (warning,) = report.warnings
     assert warning == "1 images of val look like images of train, saved again: train/a.jpg ~ val/a.jpg"
+
+
+def folders_of_photos(root, **splits):
+    """{split: {file: (seed of the picture, quality)}} as COCO sources, one cat in each picture."""
+    for split, files in splits.items():
+        (root / split).mkdir()
+        document = {**coco_document(), "images": [], "annotations": []}
+        for number, (name, (seed, quality)) in enumerate(files.items()):
+            photo(root / split / name, seed, quality)
+            document["images"].append({"id": number, "file_name": name, "height": 40, "width": 60})
+            row = {"id": number, "image_id": number, "category_id": 7, "bbox": [5, 5, 20, 20]}
+            document["annotations"].append(row)
+        (root / split / "boxes.json").write_text(json.dumps(document))
+    data_yaml(root, **{split: f"{split}/boxes.json" for split in splits}, base=["cat"])
+    return sources.load(root)
+
+
+def test_an_image_that_looks_like_two_others_is_counted_once(tmp_path):
+    """Three photographs in train, one of them in two qualities more; val has two of them again, and one of its own."""
+    train = {"0.jpg": (0, 95), "0b.jpg": (0, 90), "0c.jpg": (0, 85), "1.jpg": (1, 95), "2.jpg": (2, 95)}
+    val = {"v0.jpg": (0, 30), "v1.jpg": (1, 30), "v9.jpg": (9, 95)}
+    (warning,) = check(folders_of_photos(tmp_path, train=train, val=val), deep=True, k=1).warnings
+    assert warning.startswith("2 images of val look like images of train, saved again: ")
+    pairs = ["0.jpg ~ val/v0.jpg", "0b.jpg ~ val/v0.jpg", "0c.jpg ~ val/v0.jpg", "1.jpg ~ val/v1.jpg"]
+    assert warning.partition("again: ")[2].split(", ") == [f"train/{pair}" for pair in pairs]
+
+
+def test_every_copy_of_a_leaked_image_is_counted(root):
+    """Two files of val and one of test hold a picture of train."""
+    shutil.copy(root / "train/a.jpg", root / "val/a.jpg")
+    shutil.copy(root / "train/a.jpg", root / "val/c.jpg")
+    shutil.copy(root / "train/a.jpg", root / "test/a.jpg")
+    document = coco_document()
+    document["images"].append({"id": 102, "file_name": "c.jpg", "height": 40, "width": 60})
+    (root / "val/boxes.json").write_text(json.dumps(document))
+    report = check(sources.load(root), k=1)
+    assert report.errors == [
+        "leak: 2 images of val are also in train: train/a.jpg = val/a.jpg, train/a.jpg = val/c.jpg",
+        "leak: 1 images of test are also in train: train/a.jpg = test/a.jpg",
+        "leak: 1 images of test are also in val: val/a.jpg = test/a.jpg",
+    ]
+
+
+def test_the_split_is_named_that_has_the_image(tmp_path):
+    """Of support and train, which may share images, the one that a leak, a copy or a likeness is really in."""
+    splits = {
+        "train": {"0.jpg": (0, 95), "1.jpg": (1, 95)},
+        "support": {"s2.jpg": (2, 95), "s3.jpg": (3, 95), "s4.jpg": (4, 95), "s4b.jpg": (4, 95), "s1.jpg": (1, 95)},
+        "val": {"v3.jpg": (3, 30)},
+        "test": {"t2.jpg": (2, 95), "t1.jpg": (1, 95)},
+    }
+    report = check(folders_of_photos(tmp_path, **splits), deep=True, k=1)
+    assert report.errors == [
+        "leak: 1 images of test are also in support: support/s2.jpg = test/t2.jpg",
+        "leak: 1 images of test are also in train and support: support/s1.jpg = test/t1.jpg",
+    ]
+    assert sorted(report.warnings) == [
+        "1 images are in support more than once: support/s4.jpg = support/s4b.jpg",
+        "1 images are in train and support more than once: support/s1.jpg = train/1.jpg",
+        "1 images of val look like images of support, saved again: support/s3.jpg ~ val/v3.jpg",
+    ]
+
+
+def test_an_image_that_two_sources_share_is_one_in_the_table(tmp_path):
+    coco(tmp_path / "train")
+    shutil.copy(tmp_path / "train/boxes.json", tmp_path / "train/again.json")
+    data_yaml(tmp_path, train=["train/boxes.json", "train/again.json"], base=["cat", "dog"])
+    cat, _, total = (line.split() for line in check(sources.load(tmp_path), k=1).table.splitlines()[1:])
+    assert cat[-1] == "1" and total[-1] == "2"
 
 
 def test_every_fault_has_its_place_and_the_policy_decides_what_it_is(tmp_path):

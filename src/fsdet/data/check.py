@@ -87,18 +87,20 @@ def class_table(dataset: DataSet) -> str:
         kind = "base" if label < dataset.num_base else "novel"
         cells = [f"{objects[label]:6d} /{images[label]:5d}" for objects, images in counts.values()]
         lines.append(f"{name:{wide}s} {kind:5s} {' '.join(cells)}")
-    cells = [f"{objects.sum():6d} /{len(dataset.split(split)):5d}" for split, (objects, _) in counts.items()]
+    totals = {split: len({record.path for record in dataset.split(split)}) for split in splits}
+    cells = [f"{objects.sum():6d} /{totals[split]:5d}" for split, (objects, _) in counts.items()]
     return "\n".join([*lines, f"{'all':{wide}s} {'':5s} {' '.join(cells)}"])
 
 
 def _counts(records: Iterable[ImageRecord], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """([C] objects, [C] images with any)."""
-    objects, images = np.zeros(classes, int), np.zeros(classes, int)
+    """([C] objects, [C] images with any); an image that two sources share is one image."""
+    objects, having = np.zeros(classes, int), [set() for _ in range(classes)]
     for record in records:
         own = np.bincount(record.labels[~record.crowd], minlength=classes)
         objects += own
-        images += own > 0
-    return objects, images
+        for label in np.flatnonzero(own).tolist():
+            having[label].add(record.path)
+    return objects, np.array([len(paths) for paths in having], int)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,45 +149,64 @@ def _size(size: tuple[int, ...]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
+def _homes(dataset: DataSet) -> dict[Path, list[str]]:
+    """{image: the splits that have it}, each image once."""
+    homes: dict[Path, list[str]] = {}
+    for split in dataset.splits:
+        for path in dict.fromkeys(record.path for record in dataset.split(split)):
+            homes.setdefault(path, []).append(split)
+    return homes
+
+
+def _groups(splits: Iterable[str]) -> set[int]:
+    """Which of SEPARATE the splits are in."""
+    return {number for number, group in enumerate(SEPARATE) for split in splits if split in group}
+
+
+def _named(group: int, paths: Iterable[Path], homes: Mapping[Path, list[str]]) -> str:
+    """The splits of a group that have any of the images."""
+    having = {split for path in paths for split in homes[path]}
+    return " and ".join(split for split in SEPARATE[group] if split in having)
+
+
 def _copies(dataset: DataSet, content: Mapping[Path, str], report: CheckReport) -> None:
     """The same content twice: an error across train / val / test, a warning inside one of them."""
+    homes = _homes(dataset)
     where: dict[str, dict[int, set[Path]]] = defaultdict(lambda: defaultdict(set))
-    for split in dataset.splits:
-        group = next(number for number, splits in enumerate(SEPARATE) if split in splits)
-        for record in dataset.split(split):
-            where[content[record.path]][group].add(record.path)
-    leaks: dict[tuple[int, int], list[str]] = defaultdict(list)
-    twice: dict[int, list[str]] = defaultdict(list)
+    for path, splits in homes.items():
+        for group in _groups(splits):
+            where[content[path]][group].add(path)
+    leaks: dict[tuple[int, int, str], list[str]] = defaultdict(list)  # a row for each image of the second group
+    twice: dict[tuple[int, str], list[str]] = defaultdict(list)
     for groups in where.values():
         for one, other in combinations(sorted(groups), 2):
-            leaks[one, other].append(
-                f"{_show(min(groups[one]), dataset.root)} = {_show(min(groups[other]), dataset.root)}"
-            )
+            first = _show(min(groups[one]), dataset.root)
+            rows = [f"{first} = {_show(path, dataset.root)}" for path in sorted(groups[other])]
+            leaks[one, other, _named(one, groups[one], homes)] += rows
         for group, files in groups.items():
             if len(files) > 1:
-                twice[group].append(" = ".join(_show(path, dataset.root) for path in sorted(files)[:2]))
-    for (one, other), found in sorted(leaks.items()):
-        report.errors.append(
-            f"leak: {len(found)} images of {SEPARATE[other][0]} are also in {SEPARATE[one][0]}: {_some(found)}"
-        )
-    for group, found in sorted(twice.items()):
-        report.warnings.append(f"{len(found)} images are in {SEPARATE[group][0]} more than once: {_some(found)}")
+                row = " = ".join(_show(path, dataset.root) for path in sorted(files)[:2])
+                twice[group, _named(group, files, homes)].append(row)
+    for (_, other, name), found in sorted(leaks.items()):
+        report.errors.append(f"leak: {len(found)} images of {SEPARATE[other][0]} are also in {name}: {_some(found)}")
+    for (_, name), found in sorted(twice.items()):
+        report.warnings.append(f"{len(found)} images are in {name} more than once: {_some(found)}")
 
 
 def _alike(dataset: DataSet, looks: Mapping[Path, Look], content: Mapping[Path, str], report: CheckReport) -> None:
     """Pictures saved again, in another size or quality, that are in two of train / val / test: a warning."""
-    groups: dict[Path, int] = {}
-    for split in dataset.splits:
-        group = next(number for number, splits in enumerate(SEPARATE) if split in splits)
-        groups |= {record.path: group for record in dataset.split(split) if record.path in looks}
-    found: dict[tuple[int, int], list[str]] = defaultdict(list)
+    homes = _homes(dataset)
+    groups = {path: max(_groups(splits)) for path, splits in homes.items() if path in looks}
+    found: dict[tuple[int, int, str], list[tuple[Path, Path]]] = defaultdict(list)
     for pair in _near(list(groups), looks):
         one, other = sorted(pair, key=lambda path: groups[path])
         if groups[one] != groups[other] and content[one] != content[other]:
-            found[groups[one], groups[other]].append(f"{_show(one, dataset.root)} ~ {_show(other, dataset.root)}")
-    for (one, other), pairs in sorted(found.items()):
-        title = f"{len(pairs)} images of {SEPARATE[other][0]} look like images of {SEPARATE[one][0]}"
-        report.warnings.append(f"{title}, saved again: {_some(sorted(pairs))}")
+            found[groups[one], groups[other], _named(groups[one], [one], homes)].append((one, other))
+    for (_, group, name), pairs in sorted(found.items()):
+        count = len({other for _, other in pairs})  # an image may look like several
+        rows = sorted(f"{_show(one, dataset.root)} ~ {_show(other, dataset.root)}" for one, other in pairs)
+        title = f"{count} images of {SEPARATE[group][0]} look like images of {name}"
+        report.warnings.append(f"{title}, saved again: {_some(rows)}")
 
 
 def _near(paths: list[Path], looks: Mapping[Path, Look]) -> Iterator[tuple[Path, Path]]:
