@@ -14,6 +14,7 @@ from fsdet.data import check as module
 from fsdet.data import sources
 from fsdet.data.check import check
 from fsdet.data.images import read_rgb
+from fsdet.data.report import KINDS
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_faulty_labels_that_were_dropped_are_told_again(root):
     document["annotations"][0]["bbox"] = [0, 0, 0, 0]
     (root / "val/boxes.json").write_text(json.dumps(document))
     report = check(sources.load(root), k=1)
-    assert report.ok and report.warnings[0].startswith("1 faulty")
+    assert report.ok and report.warnings == ["1 faults of labels or files: 1 dropped; see 'as loaded'"]
     assert "no width or height" in str(report) and "val/boxes.json: annotation 1" in str(report)
 
 
@@ -220,7 +221,34 @@ def test_every_fault_has_its_place_and_the_policy_decides_what_it_is(tmp_path):
     assert "train/images/b.jpg: unreadable image (dropped)" in report.places
     assert "and 12 more; --list FILE" in str(report)
     (error,) = check(loaded, k=1, policy="fail").errors
-    assert error.startswith("42 faulty labels or files")
+    assert error == "42 faults of labels or files: 42 dropped; see 'as loaded'"
+
+
+@pytest.mark.parametrize("policy", ["drop", "fail"])
+def test_dropped_clipped_and_mended_labels_are_counted_apart(tmp_path, policy):
+    yolo(tmp_path / "train")
+    data_yaml(tmp_path, train="train/images", names=["cat", "dog"])
+    rows = [
+        "0 0.5 0.5 0.2 0.2",
+        "0.0 0.3 0.3 0.2 0.2",  # mended
+        "1 0.95 0.5 0.3 0.2",  # clipped
+        "1 0.95 0.5 0.3 0.2",  # the same again: dropped
+        "1.0 0.05 0.5 0.3 0.3",  # mended and clipped
+        "0 nan 0.5 0.1 0.1",  # dropped
+        "1 0.2 0.2 0.1 0.1 0.3 0.3",  # a polygon, which is no fault
+    ]
+    (tmp_path / "train/labels/a.txt").write_text("\n".join(rows))
+    loaded = sources.load(tmp_path)
+    (record,) = (record for record in loaded.split("train") if record.path.name == "a.jpg")
+    assert len(record.labels) == len(rows) - 2
+    report = check(loaded, k=1, policy=policy)
+    (told,) = report.errors if policy == "fail" else report.warnings
+    assert told == "6 faults of labels or files: 2 dropped, 2 clipped, 2 mended; see 'as loaded'"
+    assert len(report.places) == 6
+
+
+def test_every_fault_is_dropped_clipped_or_mended():
+    assert {done for done, fault in KINDS.values() if fault} == {"dropped", "clipped", "mended"}
 
 
 def test_the_command_writes_the_list_and_ends_with_2_under_fail(tmp_path, capsys):

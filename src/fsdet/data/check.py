@@ -61,12 +61,13 @@ def check(dataset: DataSet, deep: bool = False, k: int = 10, policy: str = "drop
         deep: decode every image completely, not just its header: only that finds a truncated one, and one picture in
             two files whose bytes differ.
         k: shots that are wanted of each class in split `support` (or `train` without one).
-        policy: "drop": faulty labels and files are a warning, as training leaves them out; "fail": an error.
+        policy: "drop": faulty labels and files are a warning, as training drops, clips or mends them; "fail": an error.
     """
     report = CheckReport(loaded=str(dataset.report), table=class_table(dataset), places=dataset.report.places())
     if dataset.report.faults:
         told = report.errors if policy == "fail" else report.warnings
-        told.append(f"{dataset.report.faults} faulty labels or files were dropped or clipped, see 'as loaded'")
+        done = ", ".join(f"{count} {how}" for how, count in dataset.report.done.items())
+        told.append(f"{dataset.report.faults} faults of labels or files: {done}; see 'as loaded'")
     unique = {record.path: record for split in dataset.splits for record in dataset.split(split)}
     looks = _images(list(unique.values()), deep, dataset.root, report)
     content = _contents(list(unique)) | {path: look.digest for path, look in looks.items()}

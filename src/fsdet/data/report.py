@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[str, bool]] = {
     "several formats": ("noted", False),
     "cannot be expressed": ("dropped", False),
 }
+FAULTS = ("dropped", "clipped", "mended")  # what is done about faults, the gravest first
 
 
 @dataclass
@@ -112,6 +113,16 @@ class Report:
     def faults(self) -> int:
         """How many of the findings are faults of the data rather than habits of a format."""
         return sum(finding.count for finding in self if finding.fault)
+
+    @property
+    def done(self) -> dict[str, int]:
+        """{"dropped", "clipped" or "mended": how many of the faults}, those that occur."""
+        done: dict[str, int] = {}
+        for finding in self:
+            if finding.fault:
+                how = KINDS[finding.kind][0]
+                done[how] = done.get(how, 0) + finding.count
+        return dict(sorted(done.items(), key=lambda item: FAULTS.index(item[0])))
 
     def places(self) -> list[str]:
         """`file:line: what is at fault (what was done)` of the faults, EXAMPLES of each kind at most."""

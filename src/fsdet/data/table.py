@@ -102,9 +102,9 @@ class Table:
         drop(~(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(1), "no width or height")
         clipped = _clip(boxes, sizes, image)
         drop(~(clipped[:, 2:] - clipped[:, :2] >= MIN_SIDE).all(1), "box outside the image")
+        drop(_repeated(clipped, image, own, keep), "duplicate box")
         for index in np.flatnonzero(keep & (np.abs(clipped - boxes) > SLACK).any(1)).tolist():
             report.add("box partly outside the image", self.place(index))
-        drop(_repeated(clipped, image, own, keep), "duplicate box")
         for index in np.flatnonzero(keep & (label < 0)).tolist():
             name = self.names[self.label[index]]
             report.add("object of a class in neither base nor novel", self.place(index), f"'{name}'")
