@@ -89,6 +89,15 @@ def test_a_key_given_twice_names_both_lines(tmp_path):
     assert ":3: key 'lr' is given twice, first in line 2" in complaints(written(tmp_path, "optim:\n  lr: 1\n  lr: 2\n"))
 
 
+def test_a_key_given_twice_in_a_parent_file_is_told_there(tmp_path):
+    parent = written(
+        tmp_path, "run: {seed: 1}\noptim:\n  clip_norm:\n    1: 10\n\n    1: 5\nrun: {seed: 2}\n", "parent.yaml"
+    )
+    told = complaints(written(tmp_path, "extends: parent.yaml\noptim: {lr: 1}\n", "child.yaml"))
+    assert f"{parent}:6: key '1' is given twice, first in line 4" in told
+    assert f"{parent}:7: key 'run' is given twice, first in line 1" in told and told.startswith("2 problems:")
+
+
 def test_extends_is_relative_to_the_file_and_merges_section_by_section(tmp_path):
     (tmp_path / "deep").mkdir()
     written(tmp_path, "optim: {lr: 0.5, clip_norm: {1: 10, 20: 5}, lr_scale: {head: 5}}\nrun: {seed: 3}")

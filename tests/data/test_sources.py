@@ -213,6 +213,35 @@ def test_hostile_or_wrong_yaml_is_refused_by_name(mixed, monkeypatch, case):
     assert not (mixed / "hacked").exists()
 
 
+REPEATED = {  # text, the key, its first and its second line
+    "top": ("# a comment\ntrain: voc\nbase: [cat]\n\nnovel: [dog]\ntrain: yolo\n", "train", 2, 6),
+    "nested": ("train:\n  path: voc\n  # images follow\n  images: voc\n  path: coco\nbase: [cat]\n", "path", 2, 5),
+    "in a list": ("train:\n- voc\n- path: yolo\n  names: [a]\n\n  names: [b]\n", "names", 4, 6),
+    "in one line": ("train: voc\nval: {path: voc, path: coco}\n", "path", 2, 2),
+    "three times": ("train: voc\nnc: 2\nnc: 2\nnc: 2\n", "nc", 2, 3),
+    "behind an anchor": ("train: &a\n  path: voc\n  path: voc\nval: *a\n", "path", 2, 3),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_a_repeated_key_is_told_at_its_second_line(mixed, case):
+    text, key, first, second = REPEATED[case]
+    (mixed / "data.yaml").write_text(text)
+    with pytest.raises(DataError) as caught:
+        sources.load(mixed)
+    told = f"{mixed / 'data.yaml'}:{second}: expected every key once, got '{key}' twice, first in line {first}. Next: "
+    assert str(caught.value).startswith(told)
+
+
+def test_a_repeated_key_of_a_source_s_own_yaml_is_told_in_that_file(mixed):
+    """YOLO class names come from the nearest data.yaml, which is not the one that was asked for."""
+    own = mixed / "yolo/data.yaml"
+    own.write_text("nc: 2\nnames: [cat, dog]\nnc: 2\n")
+    with pytest.raises(DataError) as caught:
+        sources.load(data_yaml(mixed, train="yolo/images"))
+    assert str(caught.value).startswith(f"{own}:3: expected every key once, got 'nc' twice, first in line 1.")
+
+
 def test_a_large_yaml_is_refused_unread(tmp_path):
     (tmp_path / "data.yaml").write_text("#" * (5 << 20))
     with pytest.raises(DataError, match="at most"):

@@ -97,6 +97,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
             document = None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
+    except _Twice as error:
+        raise DataError(explain("every key once", error.got, f"{file}:{error.line}", "remove one of them")) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(
             explain("a plain YAML file", " ".join(str(error).split()), str(file), "mend the file")
@@ -116,14 +118,28 @@ def _weigh(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> in
             children = node.value
         elif isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if len(keys) != len(set(keys)):
-                twice = next(key for key in keys if keys.count(key) > 1)
-                raise ValueError(f"line {node.start_mark.line + 1}: key '{twice}' twice")
+            _refuse_repeated(node)
         known[id(node)] = 1 + sum(_weigh(child, known, (*above, id(node))) for child in children)
     if known[id(node)] > MAX_NODES:
         raise ValueError(f"line {node.start_mark.line + 1}: aliases that expand to more than {MAX_NODES:,} values")
     return known[id(node)]
+
+
+class _Twice(ValueError):
+    """A key that its mapping has already. got: in words; line: of the second, from 1."""
+
+    def __init__(self, key: str, first: int, line: int) -> None:
+        super().__init__(key)
+        self.got, self.line = f"'{key}' twice, first in line {first}", line
+
+
+def _refuse_repeated(mapping: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key in (key for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)):
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise _Twice(key.value, lines[key.value], line)
+        lines[key.value] = line
 
 
 def _unknown_keys(document: dict[str, Any], where: str, problems: list[str], report: Report) -> None:
