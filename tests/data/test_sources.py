@@ -45,6 +45,22 @@ def test_missing_split_says_which_there_are(mixed):
         data.split("val")
 
 
+def test_advice_about_a_split_that_is_not_there_can_be_followed(mixed):
+    """A key is to be added only if a data YAML may have it; then it makes the split that was asked for."""
+    data = sources.load(data_yaml(mixed, train="voc", val="yolo/images", names=list(NAMES)))
+    with pytest.raises(DataError) as caught:
+        data.split("foo")
+    advice = str(caught.value).partition("Next: ")[2]
+    assert advice == "name one that is there (train, val); a data YAML has no splits but train, val, test, support."
+    assert not sources.load(data_yaml(mixed, train="voc", foo="voc")).has("foo")
+    with pytest.raises(DataError, match=r"Did you mean 'val'"):
+        data.split("vall")
+    for split in ("test", "support"):
+        with pytest.raises(DataError, match=rf"Next: name one that is there \(train, val\), or add `{split}:`"):
+            data.split(split)
+        assert sources.load(data_yaml(mixed, train="voc", **{split: "voc"})).has(split)
+
+
 def test_only_wanted_splits_are_read(mixed):
     (mixed / "broken.json").write_text("{")
     file = data_yaml(mixed, train="broken.json", test="voc", base=["cat", "dog"])

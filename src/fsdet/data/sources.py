@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fsdet.data import coco, refdet, voc, yolo
-from fsdet.data.datayaml import DataYaml, Source, parse
+from fsdet.data.datayaml import SPLITS, DataYaml, Source, parse
 from fsdet.data.guess import guess_format, guess_layout
 from fsdet.data.report import Report
 from fsdet.data.root import Root
@@ -63,9 +63,17 @@ class DataSet:
             DataError: the data set has no such split.
         """
         if split not in self._splits:
-            advice = f"add `{split}:` to the data YAML, or name another split.{did_you_mean(split, self._splits)}"
-            raise DataError(explain(f"a split '{split}'", ", ".join(self._splits) or "no split", self.name, advice))
+            raise DataError(
+                explain(f"a split '{split}'", ", ".join(self._splits) or "no split", self.name, self._other(split))
+            )
         return self._splits[split]
+
+    def _other(self, split: str) -> str:
+        """What to do about a split that is not here: one of another name than SPLITS can be nowhere."""
+        there = f"name one that is there ({', '.join(self._splits)})" if self._splits else "name another data set"
+        if split in SPLITS:
+            return f"{there}, or add `{split}:` to the data YAML"
+        return f"{there}; a data YAML has no splits but {', '.join(SPLITS)}.{did_you_mean(split, self._splits)}"
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(records)}" for split, records in self._splits.items())
