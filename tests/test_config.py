@@ -89,6 +89,18 @@ def test_a_key_given_twice_names_both_lines(tmp_path):
     assert ":3: key 'lr' is given twice, first in line 2" in complaints(written(tmp_path, "optim:\n  lr: 1\n  lr: 2\n"))
 
 
+@pytest.mark.parametrize(("name", "default"), [("image_size", 640), ("support_size", 320)])
+def test_the_side_of_images_has_bounds_and_they_are_told(tmp_path, name, default):
+    assert getattr(config.load(None, [f"data.{name}=4096"]).data, name) == 4096
+    assert getattr(config.load(None, [f"data.{name}=32"]).data, name) == 32
+    told = complaints(written(tmp_path, f"data:\n  {name}: 10000000\n"))
+    advice = f"Next: choose a multiple of 32 px; images of any size are scaled to it, {default} is the default"
+    bound = "expected less than or equal to 4096"
+    assert told == f"{tmp_path / 'c.yaml'}:2: key 'data.{name}': {bound}, got 10000000. {advice}"
+    assert complaints(None, f"data.{name}=4128").startswith(f"override 'data.{name}=4128': key 'data.{name}': {bound}")
+    assert "greater than or equal to 32, got 0" in complaints(None, f"data.{name}=0")
+
+
 def test_a_key_given_twice_in_a_parent_file_is_told_there(tmp_path):
     parent = written(
         tmp_path, "run: {seed: 1}\noptim:\n  clip_norm:\n    1: 10\n\n    1: 5\nrun: {seed: 2}\n", "parent.yaml"

@@ -266,6 +266,7 @@ class _Draft:
             near = ""
             if isinstance(value, str):
                 near = did_you_mean(value, [word for text in texts for word in text.split("'")[1::2]])
+            near = near or CURES.get(key, "")
             self._problem(key, f"expected {' or '.join(dict.fromkeys(texts))}, got {_shown(value)}.{near}")
 
 
@@ -280,6 +281,9 @@ WANTED = {
     "missing": "more values",
     "too_long": "fewer values",
 }
+
+_SCALED = " Next: choose a multiple of 32 px; images of any size are scaled to it, {} is the default"
+CURES = {("data", name): _SCALED.format(getattr(Data(), name)) for name in ("image_size", "support_size")}
 
 
 def _optim(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ Positive = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=32, le=4096)]  # px of a square that images are scaled to; `config` wants multiples of 32
 LOSSES = ("bbox", "cls", "dfl", "supcon", "cpe", "triplet")
 
 
@@ -63,8 +64,8 @@ class Augment(Section):
 
 class Data(Section):
     path: str = ""
-    image_size: Annotated[int, Field(ge=32)] = 640
-    support_size: Annotated[int, Field(ge=32)] = 320
+    image_size: Side = 640
+    support_size: Side = 320
     workers: Annotated[int, Field(ge=0)] = 2
     cache: Literal["auto", "ram", "none"] = "auto"
     shots: str | None = None
