@@ -24,7 +24,8 @@ Positive = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Side = Annotated[int, Field(ge=32, le=4096)]  # px of a square that images are scaled to; `config` wants multiples of 32
+LARGEST_SIDE = 4096
+Side = Annotated[int, Field(ge=32, le=LARGEST_SIDE)]  # px of the square that images are scaled to
 LOSSES = ("bbox", "cls", "dfl", "supcon", "cpe", "triplet")
 
 

@@ -96,6 +96,7 @@ def test_size_batch_and_budget_may_be_asked_for(sets, tmp_path, capsys):
     assert "a training step of 64 images at 128 px, fp32" in "\n".join(large)
     assert any("of 2 M: over the budget" in row for row in told(capsys, *line, "--budget", "2"))
     assert main(["info", *line, "--size", "100"]) == 2 and "a multiple of 32" in capsys.readouterr().err
+    assert main(["info", *line, "--size", "10000000"]) == 2 and "up to 4096, got '10000000'" in capsys.readouterr().err
 
 
 def test_the_two_branches_of_the_detector_are_told_apart(best, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 from fsdet import config
 from fsdet.cli._arguments import count, existing, parse_with_overrides
 from fsdet.command import typed
+from fsdet.schema import LARGEST_SIDE
 
 STRIDE = 32  # px, of the coarsest level
 
@@ -25,8 +26,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 def _side(text: str) -> int:
     side = count(text)
-    if side % STRIDE:
-        raise argparse.ArgumentTypeError(f"expected a multiple of {STRIDE}, got '{text}'")
+    if side % STRIDE or side > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"expected a multiple of {STRIDE} up to {LARGEST_SIDE}, got '{text}'")
     return side
 
 
