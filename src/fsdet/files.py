@@ -30,17 +30,22 @@ def refuse_others(out: Path, index: str, what: str, keys: Iterable[str], wanted:
 
     An index is a JSON file with `keys`, and with the names of the files beside it under "written".
     Raises:
-        UserError: `out` is a file, its index is another file, one of `wanted` is somebody else's, or nothing can be
-        written there.
+        UserError: `out` or a folder in it is a file, its index is another file, one of `wanted` is somebody else's, or
+        nothing can be written there.
     """
     if out.exists() and not out.is_dir():
         raise UserError(explain("a folder", "a file", str(out), "name another --out"))
+    wanted = list(wanted)
     refuse_foreign(out / index, what, is_json_with(*keys))
     ours = listed(out / index)
     theirs = [name for path in wanted if path.exists() and (name := path.relative_to(out).as_posix()) not in ours]
     if theirs:
         raise UserError(explain("a folder without these files", f"{theirs[0]} and {len(theirs) - 1} more, which "
                                 f"{index} does not list", str(out), "name another --out"))  # fmt: skip
+    for folder in sorted({path.parent for path in wanted} - {out}):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(explain("a folder", "a file", str(folder), "move it away, or name another --out"))
+        _refuse_unwritable(folder / index)
 
 
 def listed(index: Path) -> set[str]:

@@ -303,6 +303,19 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(best, plac
     )
 
 
+def test_a_file_where_the_folder_of_labels_belongs_is_told_before_the_work(best, place, monkeypatch, capsys):
+    Path("out").mkdir()
+    Path("out/labels").write_text("mine")
+    monkeypatch.setattr(use, "finder", None)
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--txt", "--device", "cpu"]
+    assert main(argv) == 2
+    assert "out/labels: expected a folder, got a file. Next: move it away" in capsys.readouterr().err
+    assert Path("out/labels").read_text() == "mine" and [p.name for p in Path("out").iterdir()] == ["labels"]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert main([word for word in argv if word != "--txt"]) == 0, "without labels nothing is in the way"
+
+
 def test_a_bank_may_be_replaced_and_says_by_what(best, place, capsys):
     argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]
     assert main(argv) == 0 and main(argv) == 0

@@ -194,6 +194,15 @@ def test_what_is_not_there_or_not_ours_is_refused_before_anything_is_written(pla
     assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
 
 
+def test_a_file_where_the_folder_of_labels_belongs_is_told_before_the_film_is_looked_at(place, eye, capsys):
+    Path("out").mkdir()
+    Path("out/labels").write_text("mine")
+    detector = eye()
+    assert look("film.mp4", "--txt") == 2 and not detector.seen
+    assert "out/labels: expected a folder, got a file" in capsys.readouterr().err
+    assert [p.name for p in Path("out").iterdir()] == ["labels"] and Path("out/labels").read_text() == "mine"
+
+
 def test_limits_of_a_video_for_pictures_are_refused(place, eye, capsys):
     cv2.imwrite("a.png", np.zeros((8, 8, 3), np.uint8))
     assert look("a.png", "--frames", "3") == 2

@@ -111,6 +111,9 @@ class Copy:
     def film(self) -> Path:
         return self.out / f"{self.stem}.mp4"
 
+    def label(self, frame: int) -> Path:
+        return self.out / "labels" / f"{self.stem}_{frame:06d}.txt"
+
     def labels(self) -> list[Path]:
         """Label files of frames that are there already."""
         fitting = re.compile(re.escape(self.stem) + r"_\d{6}\.txt")
@@ -146,7 +149,7 @@ class Copy:
         self.tracks.update(zip(found.track.tolist(), found.labels.tolist(), strict=True))
         if self.wanted.txt and len(found):
             text = yolo_rows(found, frame.shape[:2])
-            write_durably(self.out / "labels" / f"{self.stem}_{number:06d}.txt", text.encode())
+            write_durably(self.label(number), text.encode())
 
     def summary(self, predictor: Predictor | PortablePredictor, rate: float) -> str:
         """How many objects were followed: registered classes first."""
@@ -201,4 +204,5 @@ def _refuse(copy: Copy, source: Path | int) -> None:
     """
     if isinstance(source, Path) and copy.out.resolve() == source.parent.resolve():
         raise UserError(explain("a folder beside the video", "the video's own", str(copy.out), "name another --out"))
-    refuse_others(copy.out, INDEX, "what fsdet predict wrote", ("names", "predictions"), (copy.film, *copy.labels()))
+    labels = {*copy.labels(), *([copy.label(0)] if copy.wanted.txt else [])}
+    refuse_others(copy.out, INDEX, "what fsdet predict wrote", ("names", "predictions"), (copy.film, *sorted(labels)))
