@@ -2,6 +2,7 @@
 """A threshold from the support alone: what counts as found, what as wrong, what the rule makes of both, odd shots."""
 
 import math
+import re
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -146,6 +147,22 @@ def test_few_wrong_places_leave_the_usual_threshold_and_say_so():
     assert few.threshold == calibration.USUAL and few.how.endswith("7 images without it: under 8, so 0.25")
     assert propose([0.1], []).threshold == pytest.approx(0.1), "a copy that scores less is the limit"
     assert propose([0.0], []).threshold == calibration.LEAST == propose([0.9], [0.0] * 50).threshold
+
+
+@pytest.mark.parametrize(
+    ("positives", "together", "told"),
+    [
+        ([0.0], None, ", lowered to 0.050, the least there is"),  # no copy is found
+        ([0.1], None, ", lowered to 0.100, which its shots reach"),  # the median of the copies
+        ([0.5], [0.5] * 9, ", raised to 0.500, which its shots reach"),  # every quantile of equal shots
+        ([0.25], [0.25] * 9, ""),
+        ([0.9], None, ""),
+    ],
+)
+def test_the_sentence_of_a_threshold_ends_in_its_number(positives, together, told):
+    proposal = propose(positives, [0.001] * 3, together=together)
+    assert proposal.how.endswith(f"3 images without it: under 8, so 0.25{told}")
+    assert float(re.findall(r"0\.\d+", proposal.how)[-1]) == pytest.approx(proposal.threshold, abs=5e-4)
 
 
 def test_classes_share_their_spreads_and_their_shots(model):

@@ -165,8 +165,17 @@ def propose(positives: Sequence[float], negatives: Sequence[float], *, together:
     else:
         low, high = (_shrunk(positives, together, 1 - recall) for recall in (MOST_RECALL, LEAST_RECALL))
         told = "shots by the others"
-    wrong = f"{len(negatives)} images without it" + ("" if len(negatives) >= FEW else f": under {FEW}, so {USUAL}")
-    return Proposal(max(min(max(limit, low), high), LEAST), f"{len(positives)} {told}, {wrong}")
+    threshold = max(min(max(limit, low), high), LEAST)
+    few = "" if len(negatives) >= FEW else f": under {FEW}, so {USUAL}{_moved(threshold)}"
+    return Proposal(threshold, f"{len(positives)} {told}, {len(negatives)} images without it{few}")
+
+
+def _moved(threshold: float) -> str:
+    """Where a threshold went that was to be .25, in words; nothing where it stayed."""
+    if f"{threshold:.3f}" == f"{USUAL:.3f}":
+        return ""
+    why = "the least there is" if threshold == LEAST else "which its shots reach"
+    return f", {'lowered' if threshold < USUAL else 'raised'} to {threshold:.3f}, {why}"
 
 
 def _shrunk(positives: Sequence[float], together: Sequence[float], share: float) -> float:
