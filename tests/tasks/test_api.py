@@ -16,7 +16,7 @@ from PIL import Image
 import fsdet
 from fsdet import Predictor
 from fsdet.cli.main import main
-from fsdet.data.images import as_rgb, read_rgb
+from fsdet.data.images import as_rgb, read_rgb, rgb_of
 from fsdet.errors import DataError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +167,72 @@ def test_arrays_of_every_kind_are_one_picture(place):
     assert (as_rgb(clear) == 255).all() and np.array_equal(as_rgb(np.dstack((rgb, np.full_like(grey, 255)))), rgb)
     Image.fromarray(clear).save("clear.png")
     assert np.array_equal(read_rgb("clear.png"), as_rgb(clear)), "as a file has it"
+
+
+TURNED = {1: lambda a: a, 3: lambda a: np.rot90(a, 2), 6: lambda a: np.rot90(a, -1), 8: np.rot90}  # the EXIF standard
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_a_pil_image_is_what_its_file_is(detector, orientation):
+    rgb, exif = read_rgb("photo.jpg"), Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(rgb).save("turned.png", exif=exif)
+    with Image.open("turned.png") as opened:
+        assert np.array_equal(detector.predict(opened).pixels, TURNED[orientation](rgb))
+        copy = opened.convert("RGBA")
+    assert np.array_equal(detector.predict(copy).pixels, TURNED[orientation](rgb)), "the file is closed"
+    one, two = detector.predict([copy, "turned.png"], 0.0)
+    assert torch.equal(one.boxes, two.boxes) and torch.equal(one.scores, two.scores) and len(one)
+    assert torch.equal(detector._own.predict(copy, 0.0).boxes, two.boxes)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
+def test_a_pil_image_of_any_mode_is_rgb(detector, mode):
+    grey = (np.arange(96, dtype=np.uint8) % 6 * 51).reshape(8, 12)  # the greys of the web palette, which mode P takes
+    want = np.repeat(grey[..., None], 3, 2)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        grey = grey if mode != "1" else (grey > 40).astype(np.uint8) * 255
+        want = np.repeat(grey[..., None], 3, 2)
+        image = Image.fromarray(want).convert(mode)
+    assert image.mode == mode
+    got = rgb_of(image)
+    assert got.dtype == np.uint8 and np.abs(got.astype(int) - want).max() <= 1  # CMYK rounds
+
+
+def test_pil_images_are_shots_too(detector):
+    with Image.open("one.jpg") as one, Image.open("two.jpg") as two:
+        detector.register("mug", [one, two], [None, [[5, 5, 60, 60]]])
+        detector.register("pen", two)
+    assert detector.bank.names == ("mug", "pen") and [len(rows) for rows in detector.bank.instances] == [2, 1]
+
+
+NO_IMAGES = {
+    "None": None,
+    "int": 5,
+    "bytes": b"photo.jpg",
+    "dict": {"photo.jpg": 1},
+    "torch.Tensor": torch.zeros(3, 8, 8),
+}
+
+
+@pytest.mark.parametrize("wrong", NO_IMAGES)
+def test_what_is_no_image_at_all_is_told_with_its_kind(detector, wrong):
+    told = rf"image: expected a path, an array \[H, W, 3\] or a PIL image, got {wrong}\. Next: "
+    for call in (detector.predict, detector._own.predict, lambda x: detector.register("mug", x),
+                 lambda x: detector.predict(["photo.jpg", x])):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            call(NO_IMAGES[wrong])
+    assert detector.bank.names == () and detector.predict([]) == []
+
+
+def test_a_pil_image_that_is_empty_cut_off_or_of_floats_is_a_data_error(detector):
+    Path("cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:900])
+    with Image.open("cut.jpg") as cut:
+        for image in (cut, Image.new("RGB", (0, 5)), Image.new("F", (4, 4))):
+            with pytest.raises(DataError, match="PIL image: expected"):
+                detector.predict(image)
 
 
 NO_PICTURES = {"two channels": np.zeros((4, 4, 2), np.uint8), "floats": np.zeros((4, 4, 3), np.float32),

@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fsdet.data.frames import frame_of, read_frame, video_size
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, UserError, explain
+
+Picture = str | os.PathLike[str] | np.ndarray | Image.Image
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MAX_PIXELS = 80_000_000
@@ -79,15 +81,27 @@ def read_rgb(path: str | Path) -> np.ndarray:
         return read_frame(*frame)
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # a global that other libraries set; grey rows must never be data
     with _open(path) as image:
-        orientation = _orientation(image)
-        try:
-            image.load()
-            pixels = _to_rgb(image)
-        except _BROKEN as error:
-            raise DataError(_broken(path, f"{type(error).__name__}: {error}")) from error
-        if orientation in _TURN:
-            pixels = pixels.transpose(_TURN[orientation])
-        return np.array(pixels, np.uint8)
+        return _decoded(image, path)
+
+
+def rgb_of(picture: Picture, order: str = "rgb") -> np.ndarray:
+    """uint8 [H, W, 3] RGB of a path, an array (its channels in `order`) or a PIL image, read as its file would be.
+
+    Raises:
+        UserError: it is none of these. DataError: see read_rgb and as_rgb.
+    """
+    if isinstance(picture, np.ndarray):
+        return as_rgb(picture, order)
+    if isinstance(picture, str | os.PathLike):
+        return read_rgb(os.fspath(picture))
+    if not isinstance(picture, Image.Image):
+        got = "None" if picture is None else f"{type(picture).__module__}.{type(picture).__name__}"
+        raise UserError(explain("a path, an array [H, W, 3] or a PIL image", got.removeprefix("builtins."), "image",
+                                "give the image as one of these; a tensor as uint8 .numpy()"))  # fmt: skip
+    if not 0 < picture.width * picture.height <= MAX_PIXELS:
+        raise DataError(explain(f"1 to {MAX_PIXELS:,} pixels", f"{picture.width} x {picture.height}", "PIL image",
+                                "cut it into tiles or scale it down"))  # fmt: skip
+    return _decoded(picture, "PIL image")
 
 
 def as_rgb(pixels: np.ndarray, order: str = "rgb") -> np.ndarray:
@@ -149,6 +163,19 @@ def _identified(path: str | Path) -> Image.Image:
             except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open: not of this format after all
                 continue
     raise UnidentifiedImageError("no known image format")
+
+
+def _decoded(image: Image.Image, where: str | Path) -> np.ndarray:
+    """All pixels of an image as uint8 [H, W, 3] RGB, turned as its EXIF says. Raises DataError with `where`."""
+    orientation = _orientation(image)
+    try:
+        image.load()
+        pixels = _to_rgb(image)
+    except _BROKEN as error:
+        raise DataError(_broken(where, f"{type(error).__name__}: {error}")) from error
+    if orientation in _TURN:
+        pixels = pixels.transpose(_TURN[orientation])
+    return np.array(pixels, np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

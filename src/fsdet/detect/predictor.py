@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fsdet.bank import PrototypeBank, class_name
-from fsdet.data.images import read_rgb
+from fsdet.data.images import Picture, read_rgb, rgb_of
 from fsdet.data.preprocessing import Preprocessing
 from fsdet.data.transforms import Sample, resize_long
 from fsdet.detect.album import Album
@@ -192,18 +192,18 @@ class Predictor:
         return sought.words, sought.limits
 
     @torch.inference_mode()
-    def predict(self, image: np.ndarray | str | Path, threshold: float | None = None, iou: float = NMS_IOU,
+    def predict(self, image: Picture, threshold: float | None = None, iou: float = NMS_IOU,
                 branch: int | None = None) -> Detections:  # fmt: skip
         """Detections in one image, best first.
 
         Args:
-            image: path, or uint8 [H, W, 3] RGB. threshold: least score of every class; None takes the one that each
-                registered class proposed, and .25 for the others. iou: overlap above which NMS removes.
+            image: path, RGB array (`as_rgb`) or PIL image. threshold: least score of every class; None takes the one
+                that each registered class proposed, and .25 for the others. iou: overlap above which NMS removes.
             branch: only what STANDARD or PROTOTYPE finds, scored as when both look.
         Raises:
-            DataError: the image cannot be read.
+            DataError: the image cannot be read. UserError: it is none.
         """
-        pixels = image if isinstance(image, np.ndarray) else read_rgb(Path(image))
+        pixels = rgb_of(image)
         boxed, factor, padding = self.prepare.fitted(pixels)
         dense = self._net.dense(self.prepare.tensor([boxed]).to(self._net.head.bias.device))
         sought = self._looked_for()

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fsdet.bank import PrototypeBank
 from fsdet.data.collate import to_tensor
-from fsdet.data.images import read_rgb
+from fsdet.data.images import Picture, rgb_of
 from fsdet.data.transforms import letterbox
 from fsdet.detect.calibration import USUAL
 from fsdet.detect.exporting import CARD, needed, quiet
@@ -127,14 +126,13 @@ class PortablePredictor:
         """[B, 3, H, W] RGB in [0, 1] -> boxes [B, A, 4] px of the input, scores [B, A, T]."""
         return self._run(images, self._prototypes)
 
-    def predict(self, image: np.ndarray | str | Path, threshold: float | None = None,
-                iou: float = NMS_IOU) -> Detections:  # fmt: skip
-        """Detections in one image (a path, or uint8 [H, W, 3] RGB), best first; as Predictor.predict.
+    def predict(self, image: Picture, threshold: float | None = None, iou: float = NMS_IOU) -> Detections:
+        """Detections in one image (a path, an RGB array or a PIL image), best first; as Predictor.predict.
 
         Raises:
-            DataError: the image cannot be read.
+            DataError: the image cannot be read. UserError: it is none.
         """
-        pixels = image if isinstance(image, np.ndarray) else read_rgb(Path(image))
+        pixels = rgb_of(image)
         boxed, factor, padding = letterbox(pixels, self.card.image_size)
         boxes, scores = self.raw(to_tensor([boxed], self.card.image_size).contiguous())
         limit = self.limits if threshold is None else torch.full_like(self.limits, threshold)

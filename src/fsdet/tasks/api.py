@@ -8,14 +8,15 @@ found = detector.predict("photo.jpg")
 found.plot("found.jpg")
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fsdet.bank import PrototypeBank
-from fsdet.data.images import as_rgb, read_rgb
+from fsdet.data.images import Picture, rgb_of
 from fsdet.detect.postprocess import NMS_IOU
 from fsdet.detect.support import VIEWS
 from fsdet.errors import DataError, UserError, did_you_mean, explain
@@ -24,7 +25,6 @@ from fsdet.pictures import is_picture, save_jpeg
 from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing, yolo_rows
 from fsdet.types import Detections
 
-Picture = str | Path | np.ndarray
 BOTH = "dual"
 JPEG = (".jpg", ".jpeg")
 
@@ -33,7 +33,7 @@ JPEG = (".jpg", ".jpeg")
 class Found(Detections):
     """Detections of one image, best first, with what it takes to tell of them.
 
-    names: by label. pixels: uint8 [H, W, 3] RGB, the image. source: its path, or "array".
+    names: by label. pixels: uint8 [H, W, 3] RGB, the image. source: its path, or "array 1", "image 2".
     """
 
     names: tuple[str, ...]
@@ -95,19 +95,19 @@ class Predictor:
         """The registered classes; `.save(path)` keeps them for `fsdet predict --bank`."""
         return self._own.bank
 
-    def register(self, name: str, images: Picture | Sequence[Picture],
+    def register(self, name: str, images: Picture | Iterable[Picture],
                  boxes: Sequence | np.ndarray | None = None) -> None:  # fmt: skip
         """Add shots of class `name`.
 
         Args:
-            images: a path, an array (see `predict`), or a list of them.
+            images: a path, an array or a PIL image (see `predict`), or a list of them.
             boxes: for each image [4] or [m, 4] xyxy px, each box a shot; for one image its boxes. None: the object
                 fills its image.
         Raises:
-            DataError: an image cannot be read, or a box is empty, not finite or outside of its image. UserError: not
-                boxes for each image, or a name that is none.
+            DataError: an image cannot be read, or a box is empty, not finite or outside of its image. UserError: what
+                is no image, not boxes for each image, or a name that is none.
         """
-        pictures = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        pictures = list(images) if _are_several(images) else [images]
         given = [None] * len(pictures) if boxes is None else [boxes] if len(pictures) == 1 else list(boxes)
         if len(given) != len(pictures):
             raise UserError(explain(f"boxes for each of {len(pictures)} images", f"for {len(given)}", f"'{name}'",
@@ -118,35 +118,47 @@ class Predictor:
             shots.append((source, pixels, _boxes(own, pixels.shape[:2], source)))
         self._own.add(name, shots)
 
-    def predict(self, images: Picture | Sequence[Picture], threshold: float | None = None, *, branch: str = BOTH,
+    def predict(self, images: Picture | Iterable[Picture], threshold: float | None = None, *, branch: str = BOTH,
                 iou: float = NMS_IOU) -> Found | list[Found]:  # fmt: skip
         """Detections of an image, or of each of a list.
 
         Args:
-            images: a path, or an array: uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (transparency is
-                laid on white); or a list of them.
+            images: a path; an array, uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (transparency is
+                laid on white); a PIL image, which is read as its file would be; or a list of them.
             threshold: least score; None takes the one that each registered class proposed, and .25 for the others.
             branch: standard, prototype or dual; one alone has its scores of dual. iou: overlap above which a
                 class's weaker box goes.
         Raises:
-            DataError: an image cannot be read or an array is no image. UserError: no such branch.
+            DataError: an image cannot be read or an array is no image. UserError: something else than an image, or no
+                such branch.
         """
         if branch not in (*BRANCHES, BOTH):
             hint = did_you_mean(branch, (*BRANCHES, BOTH))
             raise UserError(explain(f"one of {', '.join((*BRANCHES, BOTH))}", f"{branch!r}.{hint}", "predict branch",
                                     "correct it"))  # fmt: skip
-        if not isinstance(images, str | Path | np.ndarray):
-            return [self.predict(image, threshold, branch=branch, iou=iou) for image in images]
-        pixels, source = self._read(images)
-        found = self._own.predict(pixels, threshold, iou, None if branch == BOTH else BRANCHES.index(branch))
+        only = None if branch == BOTH else BRANCHES.index(branch)
+        if _are_several(images):
+            return [self._found(image, threshold, iou, only) for image in images]
+        return self._found(images, threshold, iou, only)
+
+    def _found(self, picture: Picture, threshold: float | None, iou: float, branch: int | None) -> Found:
+        pixels, source = self._read(picture)
+        found = self._own.predict(pixels, threshold, iou, branch)
         return Found(found.boxes, found.scores, found.labels, found.branch, self.names, pixels, source)
 
     def _read(self, picture: Picture) -> tuple[np.ndarray, str]:
         """uint8 RGB pixels, and a name."""
-        if not isinstance(picture, np.ndarray):
-            return read_rgb(picture), str(picture)
+        pixels = rgb_of(picture, self._order)
+        if isinstance(picture, str | os.PathLike):
+            return pixels, str(picture)
         self._arrays += 1
-        return as_rgb(picture, self._order), f"array {self._arrays}"
+        return pixels, f"{'array' if isinstance(picture, np.ndarray) else 'image'} {self._arrays}"
+
+
+def _are_several(images: Picture | Iterable[Picture]) -> bool:
+    """Whether it is a list of images rather than one, or than something that is none."""
+    one = isinstance(images, str | bytes | os.PathLike | Mapping) or hasattr(images, "__array__")
+    return isinstance(images, Iterable) and not one
 
 
 def _boxes(given: Sequence | np.ndarray | None, size: tuple[int, int], where: str) -> np.ndarray:
