@@ -15,3 +15,8 @@ def typed(line: str, *values: object) -> str:
     shown = python.relative_to(here) if python.is_relative_to(here) else python
     module, _, rest = line.format(*(shlex.quote(str(value)) for value in values)).partition(" ")
     return f"{shlex.quote(str(shown))} -m {module} {rest}".rstrip()
+
+
+def checking(data: object, task: str = "fewshot") -> str:
+    """The command that reads every file and label of a training's data."""
+    return typed("fsdet data check {} --deep", data) + ("" if task == "fewshot" else f" --task {task}")

@@ -2,6 +2,7 @@
 """Samples that cannot be used are told once, counted across a resume, and end the run above the ceiling."""
 
 import json
+import shlex
 from dataclasses import dataclass
 
 import pytest
@@ -56,6 +57,15 @@ def test_the_ceiling_is_a_share_of_the_samples_and_one_file_alone_ends_nothing(t
     ledger.see(batch(1), 1)  # known: no new sample
     with pytest.raises(RunFailed, match=rf"{allowed + 1} of {samples} samples.*allows {allowed}\nlast: last\.jpg"):
         ledger.see(batch(2), 2)
+
+
+@pytest.mark.parametrize(("kind", "more"), [("fewshot", []), ("classifier", ["--task", "classifier"])])
+def test_a_run_that_is_ended_names_the_command_for_its_own_data(tmp_path, kind, more):
+    resolved = {"task": kind, "data": {"path": "my set/data.yaml"}}
+    with pytest.raises(RunFailed) as ended:
+        trainer(task({1: ["a.jpg"], 2: ["b.jpg"]}), tmp_path / "r", resolved=resolved).fit()
+    told = str(ended.value).partition("next: ")[2].partition(", mend")[0]
+    assert shlex.split(told)[1:] == ["-m", "fsdet", "data", "check", "my set/data.yaml", "--deep", *more]
 
 
 def test_a_run_that_is_ended_says_why_in_its_records_until_it_goes_on(tmp_path):

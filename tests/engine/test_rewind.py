@@ -130,6 +130,8 @@ def test_after_the_last_rewind_the_run_ends_with_all_that_was_tried_and_a_sound_
         "fsdet doctor",
     ):
         assert words in told
+    *_, probe, incident = told.split()
+    assert probe == "--incident" and incident in {str(p.parent) for p in (tmp_path / "r/incidents").glob("*/batch.pt")}
     assert told in (tmp_path / "r/training_debug.log").read_text()
     _, state = newest(tmp_path / "r")
     rewinds = state["position"]["rewinds"]

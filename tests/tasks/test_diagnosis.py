@@ -6,6 +6,8 @@ drawn set and of photographs, every fourth logged step of theirs.
 """
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -52,6 +54,23 @@ def test_a_sick_run_is_diagnosed_by_name(run, illness):
     assert first == illness and set(others) <= {"over_clipping", "loss_jump"}, (
         "45 steps are clipped and noisy by nature"
     )
+
+
+@pytest.mark.parametrize("run", SICK)
+def test_commands_that_are_advised_name_the_run_and_its_data(run):
+    folder = CORPUS / run
+    advice = " ".join(text for finding in diagnose(read_history(folder)).findings for text in finding.change)
+    assert not re.search(r"DATA|DIR|CONFIG|CHECKPOINT|`fsdet", advice), "each can be pasted as it is"
+    for command in re.findall(r"`[^`]* -m fsdet ([^`]*)`", advice):
+        words = shlex.split(command)
+        if words[0] == "data":
+            assert words == ["data", "check", "shapes/data.yaml", "--deep"]
+            assert "path: shapes/data.yaml\n" in (folder / "config.yaml").read_text()
+        elif words[:2] == ["probe", "--incident"]:
+            assert Path(words[2]).parent == folder / "incidents"
+            assert Path(words[2]).is_dir() or not (folder / "incidents").exists()
+        else:
+            assert words in (["train", "--resume", str(folder)], ["probe", str(folder / "config.yaml")])
 
 
 @pytest.mark.parametrize("run", SOUND)

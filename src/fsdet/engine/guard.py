@@ -25,7 +25,7 @@ MEAN_STEPS = 20  # steps before that mean is trusted
 REJECTED = ("bad_input", "bad_loss", "bad_grad", "no_grad")
 ADVICE = {
     "bad_input": "look at the named images: `fsdet data check` reads every file and label",
-    "bad_loss": "replay it with `fsdet probe --incident DIR`, a folder of incidents/; in epoch 1 lower optim.lr or "
+    "bad_loss": "replay its batch, kept in incidents/, with `fsdet probe --incident`; in epoch 1 lower optim.lr or "
     "lengthen warm-up, later look at the named images",
     "bad_grad": "lower optim.lr or optim.clip_norm, or train with run.precision=fp32 to tell AMP from data",
     "no_grad": "nothing that trains received a gradient: check stage.freeze and that a loss weight is above 0",

@@ -27,17 +27,19 @@ class Quarantine:
         share: of them, how many may be unusable; one always may, unless it is 0.
         per_epoch: batches in an epoch.
         tells: whether this process logs and writes what it counts.
+        check: the command that finds all unusable samples, where the data is known.
     """
 
-    def __init__(self, folder: Path, samples: int, share: float, per_epoch: int = 1, tells: bool = True) -> None:
-        self.tells = tells
+    def __init__(self, folder: Path, samples: int, share: float, per_epoch: int = 1, tells: bool = True,
+                 check: str = "") -> None:  # fmt: skip
+        self.tells, self.check = tells, check or "read all samples with fsdet data check"
         self.path, self.samples, self.share, self.per_epoch = folder / LIST, samples, share, per_epoch
         self.found: dict[str, dict[str, Any]] = {}
 
     @classmethod
-    def of(cls, task: Task, folder: Path, share: float, tells: bool = True) -> "Quarantine":
+    def of(cls, task: Task, folder: Path, share: float, tells: bool = True, check: str = "") -> "Quarantine":
         """That of a task, which may tell how many samples it draws from."""
-        return cls(folder, getattr(task, "samples", 0), share, task.batches_per_epoch, tells)
+        return cls(folder, getattr(task, "samples", 0), share, task.batches_per_epoch, tells, check)
 
     def see(self, batch: Any, index: int) -> None:
         """Count what could not be used for batch `index`, which is about to be trained on.
@@ -58,7 +60,7 @@ class Quarantine:
                 f"training stopped before batch {index}: {len(self.found)} of {samples} samples cannot be used, and "
                 f"guard.max_quarantined={self.share:g} allows {self.allowed(samples)}\n"
                 f"last: {self._told(fresh[-1].sample)}\n"
-                f"report: {self.path}\nnext: {typed('fsdet data check DATA --deep')}, mend or remove them, "
+                f"report: {self.path}\nnext: {self.check}, mend or remove them, "
                 f"then start again, with {typed('fsdet train --resume {}', self.path.parent)} where it has saved"
             )
 

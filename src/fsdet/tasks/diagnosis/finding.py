@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median
 
+from fsdet.command import checking, typed
 from fsdet.config import Config
 from fsdet.engine.history import History, Row
 
@@ -55,6 +56,27 @@ class Run:
 
     history: History
     config: Config
+
+    @cached_property
+    def check(self) -> str:
+        """The command that reads the run's data."""
+        return checking(self.config.data.path or "DATA", self.config.task)  # a run without data names a placeholder
+
+    @cached_property
+    def probe(self) -> str:
+        """The command that looks at the run's first batch."""
+        return typed("fsdet probe {}", self.history.folder / "config.yaml")
+
+    @cached_property
+    def resume(self) -> str:
+        """The command that goes on from the run's last checkpoint."""
+        return typed("fsdet train --resume {}", self.history.folder)
+
+    @cached_property
+    def replay(self) -> str:
+        """The command that runs a rejected batch of the run again: the first that was kept."""
+        kept = [path.parent for path in self.history.incidents]
+        return typed("fsdet probe --incident {}", kept[0] if kept else self.history.folder / "incidents/step_N")
 
     @cached_property
     def committed(self) -> list[Row]:

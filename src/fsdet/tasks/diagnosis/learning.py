@@ -71,7 +71,7 @@ def labels(run: Run) -> Iterable[Finding]:
             "label_slip",
             "objects are found and their classes are wrong, although the training loss fell: labels differ by split",
             f"val/base/AP50 {named:.3g} with classes, {boxes:.3g} without; training cls {cls[0]:.4g} -> {cls[-1]:.4g}",
-            ("compare the order of class names between the splits: `fsdet data check DATA`, labels.png, episodes/*.jpg",
+            (f"compare the order of class names between the splits: `{run.check}`, labels.png, episodes/*.jpg",
              "a class id shifted by one, or names in another order, is the usual slip; draw some training labels"),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
+from fsdet.command import typed
 from fsdet.engine.history import Row
 from fsdet.tasks.diagnosis.finding import GREW, NAMED, SHARE, SYMPTOMS, Finding, Run, counted, explosions, slower
 
@@ -24,7 +25,7 @@ def rejections(run: Run) -> Iterable[Finding]:
     elif run.fp16 and counts["bad_loss"] and _only_in_half(run):
         yield Finding("fp16_overflow", "activations are too large for half precision", why,
                       ("set run.precision=bf16, or fp32 where the device has no bf16",
-                       "if it has to be fp16, find what grows: `fsdet probe --incident DIR` names the module"),
+                       f"if it has to be fp16, find what grows: `{run.replay}` names the module"),
                       ("loss_scale_collapse", *SYMPTOMS))  # fmt: skip
     elif scale_fell(run):
         return  # told by loss_scale
@@ -43,13 +44,15 @@ def rejections(run: Run) -> Iterable[Finding]:
 def _at_start(run: Run, why: str) -> Finding:
     bad = [row["name"] for row in run.history.first_probe() if not row["finite"]]
     named = f"; not finite on the first batch: {', '.join(bad)}" if bad else ""
+    init = run.config.stage.init_from
+    begun = f": `{typed('fsdet info {}', init)}`, or without stage.init_from" if init else ""
     return Finding(
         "nan_at_start",
         "not finite before any step was taken, so neither the learning rate nor clipping can be the reason",
         why + named,
-        ("look at the weights the run starts from: `fsdet info CHECKPOINT`, or without stage.init_from",
-         "replay the batch: `fsdet probe --incident DIR` names the first module that is not finite",
-         "read the files and labels: `fsdet data check DATA --deep`"),
+        (f"look at the weights the run starts from{begun}",
+         f"replay the batch: `{run.replay}` names the first module that is not finite",
+         f"read the files and labels: `{run.check}`"),
     )  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def _bad_images(run: Run, images: Sequence[str], why: str) -> Finding:
         "nan_sometimes",
         "the same images are in the rejected batches, and the steps between are sound: it is the data",
         f"{why}; images: {named}",
-        (f"look at {named} and its labels: `fsdet data check DATA --deep` reads every file",
+        (f"look at {named} and its labels: `{run.check}` reads every file",
          "leave the image out, or mend it; the learning rate is not the reason"),
     )  # fmt: skip
 
@@ -79,7 +82,7 @@ def _later(run: Run, why: str) -> Finding:
             "it broke in the first epoch, and nothing that was logged before had grown",
             why,
             (*slower(run), "lengthen optim.warmup_epochs",
-             "if it breaks at the same place then, it is the data or a loss: `fsdet probe --incident DIR` names it",
+             f"if it breaks at the same place then, it is the data or a loss: `{run.replay}` names it",
              "log.every=1 shows the last steps before it"),
             SYMPTOMS,
         )  # fmt: skip
@@ -89,15 +92,15 @@ def _later(run: Run, why: str) -> Finding:
             "from one step to the next nothing was finite any more, and nothing had grown before: "
             "a weight or a buffer is broken, or the loss has a place where it is not defined",
             why,
-            ("resume from the last checkpoint (`--resume`): it is sound, checkpoints with NaN are refused",
-             "if it breaks there again, replay: `fsdet probe --incident DIR` names loss, parameter and module",
+            (f"resume from the last checkpoint, `{run.resume}`: it is sound, checkpoints with NaN are refused",
+             f"if it breaks there again, replay: `{run.replay}` names loss, parameter and module",
              "code of your own that writes into weights or buffers is the next suspect"),
         )  # fmt: skip
     return Finding(
         "nan_sometimes",
         "now and then a batch is not finite, and the steps between are sound: look at its images before the rate",
         why,
-        ("look at the named images; replay one: `fsdet probe --incident DIR`",
+        (f"look at the named images; replay one: `{run.replay}`",
          "if the replay is finite, precision was the reason: run.precision=fp32"),
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ def first_batch(run: Run) -> Iterable[Finding]:
     high = [text for text in first_losses(run) if "above its expected" in text]
     if high:
         yield Finding("first_loss", "a loss starts far above its expected value", "; ".join(high),
-                      ("look at targets and initialisation: `fsdet probe CONFIG`",
+                      (f"look at targets and initialisation: `{run.probe}`",
                        "weights from elsewhere? the first steps of a new part are best taken in warm-up"))  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def dead_gradient(run: Run) -> Iterable[Finding]:
             f"{name}_loss has a value and no gradient: something between it and the weights cuts the graph",
             f"{word}; raw {values[0]:.5g} at first, {values[-1]:.5g} at last" if values else word,
             ("take out clamps on probabilities or on the loss: log_softmax is bounded by itself",
-             "look for detach(), no_grad and frozen parts on its way: `fsdet probe CONFIG` shows the norm per loss"),
+             f"look for detach(), no_grad and frozen parts on its way: `{run.probe}` shows the norm per loss"),
             tuple(name for name in SYMPTOMS if name != "no_positives"),
         )  # fmt: skip
 
