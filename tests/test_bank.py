@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fsdet.bank import PrototypeBank
@@ -61,6 +62,55 @@ def test_what_is_no_bank_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         PrototypeBank.load(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["instances", "negatives"])
+def test_a_row_that_is_not_finite_is_refused_with_file_class_and_row(tmp_path, value, kind):
+    rows = tuple(t.clone() for t in getattr(full(), kind))
+    rows[0][1, 3] = value
+    path = replace(full(), **{kind: rows}).save(tmp_path / "ill.bank")
+    with pytest.raises(CheckpointError, match=r"ill\.bank: expected finite rows, got NaN or Inf in row 2 of 'cup'\."):
+        PrototypeBank.load(path)
+
+
+WRONG = {
+    "names": "[1, 2]",
+    "thresholds": "[NaN, 0.5]",
+    "calibrated": "[1]",
+    "sources": "[[]]",
+    "made_by": "[[[[",
+    "negatives": 0,
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_content_that_fits_no_bank_is_refused_with_the_file(tmp_path, what):
+    path = full().save(tmp_path / "odd.bank")
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    if what == "negatives":
+        tensors["negatives.0"] = tensors["negatives.0"].long()
+    else:
+        header[what] = WRONG[what]
+    save_file(tensors, path, header)
+    with pytest.raises(CheckpointError, match=r"odd\.bank: expected a bank, as fsdet register writes it"):
+        PrototypeBank.load(path)
+
+
+def test_errors_of_a_bank_name_its_file_also_after_a_change(tmp_path):
+    one, two = (PrototypeBank.load(b.save(tmp_path / f"{b.model_sha256}.bank")) for b in (bank("m1"), bank("m2")))
+    for call in (
+        lambda: two.check_model("m1", "bank"),
+        lambda: one.merge(two),
+        lambda: two.remove("cup").remove("cup"),
+        lambda: two.rename("cup", "ключ"),
+        lambda: two.drop("cup", [0]),
+        lambda: two.drop("ключ", [0]).drop("ключ", [7]),
+        lambda: two.rename("cup", "mug").remove("cup"),
+    ):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/m2\.bank: expected "):
+            call()
 
 
 @pytest.mark.parametrize(("names", "instances"), [(("a",), ()), (("a", "a"), (rows(1, 0), rows(1, 0))),

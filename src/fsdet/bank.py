@@ -27,7 +27,8 @@ class PrototypeBank:
     negatives: N tensors [m_i, D] of unit rows, of places in the support images that are not the object; negative_shots:
     N int64 tensors [m_i], the shot each is from. thresholds: N scores in [0, 1], None where none was proposed.
     calibrated: N texts, what the threshold was read from. sources: N tuples of K_i texts, the file each shot is from.
-    made_by: plain facts of the model, told where a bank of another one is refused. What is not given is empty.
+    made_by: plain facts of the model, told where a bank of another one is refused. path: the file it was read from,
+    which its errors name, also after a change. What is not given is empty.
     Every change makes a new bank. Names are text that can be printed in a line, in Unicode's composed form.
     """
 
@@ -40,6 +41,12 @@ class PrototypeBank:
     calibrated: tuple[str, ...] = ()
     sources: tuple[tuple[str, ...], ...] = ()
     made_by: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def where(self) -> str:
+        """What errors call the bank: its file, if it has one."""
+        return str(self.path or "bank")
 
     def __post_init__(self) -> None:
         self._check_classes()
@@ -126,7 +133,9 @@ class PrototypeBank:
         """Class `name` as `new`, in its place. Raises UserError when there is none, or `new` is taken or no name."""
         name, new = self._known(name), class_name(new)
         if new in self.names:
-            raise UserError(explain("a name that no class has", repr(new), "bank", "merge two banks to join classes"))
+            raise UserError(
+                explain("a name that no class has", repr(new), self.where, "merge two banks to join classes")
+            )
         return replace(self, names=tuple(new if n == name else n for n in self.names))
 
     def drop(self, name: str, shots: Sequence[int]) -> "PrototypeBank":
@@ -141,10 +150,10 @@ class PrototypeBank:
         instances, negatives, owners, threshold, how, sources = rows[name]
         count, gone = len(instances), sorted(set(shots))
         if wrong := [k + 1 for k in gone if not 0 <= k < count]:
-            raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), "bank",
+            raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), self.where,
                                     "name shots of that class"))  # fmt: skip
         if len(gone) == count:
-            raise UserError(explain(f"fewer than all {count} shots of '{name}'", "all of them", "bank",
+            raise UserError(explain(f"fewer than all {count} shots of '{name}'", "all of them", self.where,
                                     "remove the class"))  # fmt: skip
         kept = [k for k in range(count) if k not in gone]
         stays = torch.isin(owners, torch.tensor(kept))
@@ -158,7 +167,7 @@ class PrototypeBank:
     def _known(self, name: str) -> str:
         known = name if name in self.names else class_name(name)
         if known not in self.names:
-            raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), "bank",
+            raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), self.where,
                                     f"name a registered class.{did_you_mean(known, self.names)}"))  # fmt: skip
         return known
 
@@ -182,18 +191,22 @@ class PrototypeBank:
         return list(zip(*columns, strict=True))
 
     def _of(self, rows: Mapping[str, tuple]) -> "PrototypeBank":
-        return PrototypeBank(tuple(rows), tuple(r[0] for r in rows.values()), self.model_sha256,
-                             *(tuple(r[i] for r in rows.values()) for i in range(1, 6)), self.made_by)  # fmt: skip
+        instances, *rest = (tuple(r[i] for r in rows.values()) for i in range(6))
+        return PrototypeBank(tuple(rows), instances, self.model_sha256, *rest, self.made_by, self.path)
 
     def check_model(self, sha256: str, where: str, facts: Mapping[str, str] | None = None) -> None:
-        """Raises CheckpointError, with the `facts` that differ, unless the weights of this hash made the bank."""
+        """Raises CheckpointError, with the `facts` that differ, unless the weights of this hash made the bank.
+
+        where: what a bank is called that was read from no file.
+        """
         if sha256 == self.model_sha256:
             return
         both = {key: (value, self.made_by[key]) for key, value in (facts or {}).items() if key in self.made_by}
         differ = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
         mine, theirs = ("".join(f", {key} {pair[i]}" for key, pair in differ.items()) for i in (0, 1))
         raise CheckpointError(explain(f"a bank made by these weights ({sha256[:12]}{mine})",
-                                      f"one of other weights ({self.model_sha256[:12]}{theirs})", where,
+                                      f"one of other weights ({self.model_sha256[:12]}{theirs})",
+                                      str(self.path or where),
                                       "register the classes again with fsdet register"))  # fmt: skip
 
     def save(self, path: Path) -> Path:
@@ -225,7 +238,7 @@ class PrototypeBank:
 
     @staticmethod
     def load(path: Path) -> "PrototypeBank":
-        """Raises CheckpointError when the file is missing, damaged or no bank."""
+        """Raises CheckpointError when the file is missing, damaged or no bank, or a row of it is not finite."""
         if not path.is_file():
             got = "a folder" if path.is_dir() else "nothing there"
             raise CheckpointError(explain("a bank file", got, str(path), "check the path; fsdet register writes one"))
@@ -236,17 +249,38 @@ class PrototypeBank:
                     got = f"format {header.get('format')!r}"
                     raise CheckpointError(explain(f"a bank ({' or '.join(READ)})", got, str(path),
                                                   "use a file written by fsdet register"))  # fmt: skip
-                names = tuple(json.loads(header["names"]))
+                names = tuple(_text(name) for name in json.loads(header["names"]))
                 kinds = ("instances", "negatives", "negative_shots") if header["format"] == FORMAT else ("instances",)
                 instances, *rest = (tuple(file.get_tensor(f"{kind}.{i}") for i in range(len(names))) for kind in kinds)
+                for rows in (instances, *rest[:1]):
+                    _refuse_not_finite(names, rows, path)
                 if rest:
                     rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
                 sources = tuple(tuple(of) for of in json.loads(header.get("sources", "[]")))
                 made_by = dict(json.loads(header.get("made_by", "{}")))
-                return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, made_by=made_by)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, made_by=made_by,
+                                     path=path)  # fmt: skip
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
                                           "check the path, or register the classes again")) from error  # fmt: skip
+
+
+def _text(value: object) -> str:
+    """Raises TypeError unless it is text."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
+
+
+def _refuse_not_finite(names: Sequence[str], rows: Sequence[Tensor], path: Path) -> None:
+    """Raises CheckpointError with the first class and row that holds NaN or Inf, TypeError for whole numbers."""
+    for name, own in zip(names, rows, strict=True):
+        if not own.is_floating_point():
+            raise TypeError(f"expected rows of fractions, got {own.dtype}")
+        bad = (~own.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+        if bad:
+            raise CheckpointError(explain("finite rows", f"NaN or Inf in row {bad[0] + 1} of '{name}'", str(path),
+                                          "register the class again, into another bank"))  # fmt: skip
 
 
 def class_name(text: str) -> str:

@@ -303,6 +303,19 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(best, plac
     )
 
 
+def test_a_bank_of_other_weights_or_of_nan_is_refused_by_its_file_everywhere(best, place, capsys):
+    row = torch.full((1, predictor_of(best).model.head.proxies.shape[1]), 0.1)
+    PrototypeBank(("mug",), (row,), "0" * 64).save(Path("theirs.bank"))
+    PrototypeBank(("mug",), (row * torch.nan,), "0" * 64).save(Path("ill.bank"))
+    for words in (["predict", str(best), "--source", "photos", "--out", "out", "--bank"],
+                  ["eval", str(best), "--device", "cpu", "--bank"],
+                  ["export", str(best), "--out", "m.onnx", "--bank"],
+                  ["register", str(best), "--support", "support", "--into"]):  # fmt: skip
+        for file, told in (("theirs.bank", "a bank made by these weights"), ("ill.bank", "finite rows, got NaN")):
+            assert main([*words, file]) == 2 and f"error: {file}: expected {told}" in capsys.readouterr().err, words
+    assert not Path("out").exists() and not Path("m.onnx").exists()
+
+
 def test_a_file_where_the_folder_of_labels_belongs_is_told_before_the_work(best, place, monkeypatch, capsys):
     Path("out").mkdir()
     Path("out/labels").write_text("mine")

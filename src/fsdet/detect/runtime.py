@@ -109,7 +109,7 @@ class PortablePredictor:
         if bank is not None:
             bank.check_model(card.model_sha256, "bank")
             if own := [name for name in bank.names if name in card.names]:
-                raise UserError(explain("classes that the detector does not have itself", ", ".join(own), "bank",
+                raise UserError(explain("classes that the detector does not have itself", ", ".join(own), bank.where,
                                         "freeze that bank in: fsdet export --bank"))  # fmt: skip
             self._prototypes, registered = bank.prototypes().reshape(-1, card.dim), bank.names
             labels += range(len(names), len(names) + len(bank.names))

@@ -141,7 +141,7 @@ def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws
         log.warning("%d of %d novel classes are not in the bank and count 0: %s", len(absent), len(study.novel),
                     ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else ""))  # fmt: skip
     if not known:
-        raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", "bank",
+        raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", bank.where,
                                 "register classes by the names that the data YAML lists under novel"))  # fmt: skip
     labels = tuple(study.data.names.index(bank.names[i]) for i in known)
     device = trained.model.head.bias.device
