@@ -14,10 +14,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fsdet.errors import CheckpointError, ShapeError, UserError, did_you_mean, explain
-from fsdet.files import write_durably
+from fsdet.files import refuse_foreign, write_durably
 
 FORMAT = "fsdet-bank-2"
 READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
+NAMED = 6  # classes or shots that a sentence names
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,6 +282,42 @@ def _refuse_not_finite(names: Sequence[str], rows: Sequence[Tensor], path: Path)
         if bad:
             raise CheckpointError(explain("finite rows", f"NaN or Inf in row {bad[0] + 1} of '{name}'", str(path),
                                           "register the class again, into another bank"))  # fmt: skip
+
+
+def refuse_bank(path: Path, replacing: bool, otherwise: str = "") -> str | None:
+    """Let a bank be written to `path`: nothing is there, or a bank that may be replaced, which is returned in words.
+
+    Args:
+        otherwise: what else can be done about a bank that is there.
+    Raises:
+        UserError: another file, a folder, or a bank although not `replacing`.
+    """
+    refuse_foreign(path, "a bank", PrototypeBank.is_bank)
+    if not path.exists():
+        return None
+    held = _held(path)
+    if not replacing:
+        raise UserError(explain("no bank yet", held, str(path), f"name another --out, {otherwise}or give --replace, "
+                                "which loses what is there"))  # fmt: skip
+    return held
+
+
+def _held(path: Path) -> str:
+    """A bank file in words: classes, shots, and those of the first classes."""
+    try:
+        bank = PrototypeBank.load(path)
+    except CheckpointError:
+        return "a bank that cannot be read"
+    shots = [len(rows) for rows in bank.instances]
+    each = [f"{name} {count}" for name, count in zip(bank.names, shots, strict=True)]
+    more = [f"{len(each) - NAMED} more"] if len(each) > NAMED else []
+    told = f" ({', '.join([*each[:NAMED], *more])})" if each else ""
+    return f"a bank of {counted(len(each), 'class', 'es')}, {counted(sum(shots), 'shot')}{told}"
+
+
+def counted(count: int, word: str, plural: str = "s") -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{count} {word}{plural * (count != 1)}"
 
 
 def class_name(text: str) -> str:

@@ -250,3 +250,22 @@ def test_bank_renames_drops_and_tells_outliers(tmp_path, monkeypatch, capsys):
     assert main(["bank", "drop", "a.bank", "my cup", "9"]) == 2 and "shots 1 to 4" in capsys.readouterr().err
     assert main(["bank", "drop", "a.bank", "my cup", "1", "--out", "b.bank"]) == 0
     assert Path("a.bank").read_bytes() == before and len(PrototypeBank.load(Path("b.bank")).instances[0]) == 3
+
+
+def test_what_bank_writes_replaces_no_other_bank_without_the_word_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = torch.eye(8)
+    PrototypeBank(("cup", "pen"), (rows[:2], rows[2:3]), "ab" * 32).save(Path("a.bank"))
+    many = tuple(f"c{i}" for i in range(8))
+    PrototypeBank(many, tuple(rows[i : i + 1] for i in range(8)), "ab" * 32).save(Path("b.bank"))
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    held = "b.bank: expected no bank yet, got a bank of 8 classes, 8 shots (c0 1, c1 1, c2 1, c3 1, c4 1, c5 1, 2 more)"
+    for words in (["merge", "a.bank", "b.bank"], ["remove", "a.bank", "cup"], ["rename", "a.bank", "cup", "mug"],
+                  ["drop", "a.bank", "cup", "1"]):  # fmt: skip
+        assert main(["bank", *words, "--out", "b.bank"]) == 2 and held in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in Path().iterdir()} == before
+    assert main(["bank", "rename", "a.bank", "cup", "mug", "--out", "./a.bank"]) == 0, "the bank itself"
+    assert main(["bank", "remove", "a.bank", "pen", "--replace"]) == 2
+    assert "expected --out beside --replace" in capsys.readouterr().err
+    assert main(["bank", "drop", "a.bank", "mug", "1", "--out", "b.bank", "--replace"]) == 0
+    assert PrototypeBank.load(Path("b.bank")).names == ("mug", "pen")

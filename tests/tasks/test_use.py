@@ -329,10 +329,33 @@ def test_a_file_where_the_folder_of_labels_belongs_is_told_before_the_work(best,
     assert main([word for word in argv if word != "--txt"]) == 0, "without labels nothing is in the way"
 
 
-def test_a_bank_may_be_replaced_and_says_by_what(best, place, capsys):
+def test_a_bank_is_replaced_only_with_the_word_for_it_and_before_the_work_it_is_told_what_it_holds(
+    best, place, monkeypatch, capsys
+):
     argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]
-    assert main(argv) == 0 and main(argv) == 0
-    assert "my.bank: 2 classes: mug, pen; replaces a bank of mug, pen" in capsys.readouterr().out
+    assert main(argv) == 0
+    before = Path("my.bank").read_bytes()
+    with monkeypatch.context() as context:
+        context.setattr(use, "register", None)
+        for words in (argv, [*argv, "--adapt"]):
+            assert main(words) == 2
+            told = capsys.readouterr().err
+            assert "my.bank: expected no bank yet, got a bank of 2 classes, 3 shots (mug 2, pen 1). Next: " in told
+            assert "give --replace" in told and ("--into my.bank" in told) == (words is argv)
+    assert Path("my.bank").read_bytes() == before and not Path("my.bank.adapted").exists()
+    shutil.rmtree("support/mug")
+    assert main([*argv, "--replace"]) == 0
+    told = "my.bank: 1 classes: pen; replaces a bank of 2 classes, 3 shots (mug 2, pen 1)"
+    assert told in capsys.readouterr().out and PrototypeBank.load(Path("my.bank")).names == ("pen",)
+    assert main([*argv[:4], "--into", "my.bank", "--replace"]) == 2
+    assert "expected --out beside --replace" in capsys.readouterr().err
+
+
+def test_a_bank_that_cannot_be_read_is_replaced_only_with_the_word_for_it_too(best, place, capsys):
+    PrototypeBank(("mug",), (torch.full((1, 8), torch.nan),), "0" * 64).save(Path("ill.bank"))
+    argv = ["register", str(best), "--support", "support", "--out", "ill.bank", "--device", "cpu"]
+    assert main(argv) == 2 and "ill.bank: expected no bank yet, got a bank that cannot" in capsys.readouterr().err
+    assert main([*argv, "--replace"]) == 0 and PrototypeBank.load(Path("ill.bank")).names == ("mug", "pen")
 
 
 def test_one_unreadable_photo_is_left_out_and_named(best, place, capsys):

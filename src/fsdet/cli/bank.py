@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """list BANK | merge BANK BANK... --out BANK | remove BANK CLASS... | rename BANK CLASS NEW
-    | drop BANK CLASS SHOT... | outliers BANK; remove, rename and drop take --out BANK"""
+    | drop BANK CLASS SHOT... | outliers BANK; remove, rename and drop take --out BANK, which --replace may replace"""
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|merge|remove|rename|drop|outliers")
     listing = actions.add_parser("list", help="classes, their instances and thresholds")
     listing.add_argument("bank", type=Path, metavar="BANK")
@@ -39,18 +39,22 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     drop.add_argument("shots", nargs="+", type=int, metavar="SHOT", help="numbers from 1, as outliers tells them")
     for changing in (remove, rename, drop):
         changing.add_argument("--out", type=Path, metavar="BANK", help="default: the same file")
+    for writing in (merge, remove, rename, drop):
+        writing.add_argument("--replace", action="store_true", help="let --out replace a bank that is there")
     outliers = actions.add_parser("outliers", help="shots that are far from the others of their class")
     outliers.add_argument("bank", type=Path, metavar="BANK")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if getattr(args, "replace", False) and not args.out:
+        parser.error("expected --out beside --replace: without, the bank itself is changed")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it, and print what the resulting bank holds."""
-    from fsdet.bank import PrototypeBank
-    from fsdet.files import refuse_foreign
+    from fsdet.bank import PrototypeBank, refuse_bank
 
-    if getattr(args, "out", None):
-        refuse_foreign(args.out, "a bank", PrototypeBank.is_bank)
+    if getattr(args, "out", None) and not _is_itself(args):
+        refuse_bank(args.out, args.replace)
     if args.action == "merge":
         bank = PrototypeBank.load(args.banks[0])
         for path in args.banks[1:]:
@@ -69,6 +73,11 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, "shots", None) is True:
             print("\n".join(f"    {k}  {file or 'not known'}" for k, file in enumerate(files, 1)))
     return 0
+
+
+def _is_itself(args: argparse.Namespace) -> bool:
+    """Whether --out is the bank that is changed."""
+    return args.action != "merge" and args.out.resolve() == args.bank.resolve()
 
 
 def _changed(bank: "PrototypeBank", args: argparse.Namespace) -> "PrototypeBank":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Examples: fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank
 fsdet register checkpoints/stage2/best.pt --support more/ --into my.bank
-fsdet register checkpoints/stage2/best.pt --support support/ --out my.bank --adapt
+fsdet register checkpoints/stage2/best.pt --support support/ --out adapted.bank --adapt
 A support folder has one folder a class: support/<class>/*.jpg, the image being the object, or with a box file.
 With --adapt the detector also trains on these images for some minutes, beside images of the base classes: better at
 finding, and kept as a run folder beside the bank."""
@@ -16,12 +16,13 @@ from fsdet.files import refuse_foreign
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """CHECKPOINT --support DIR --out BANK|--into BANK [--one-view] [--adapt [--data D] [--steps N]]"""
+    """CHECKPOINT --support DIR --out BANK|--into BANK [--replace] [--one-view] [--adapt [--data D] [--steps N]]"""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--support", type=Path, required=True, metavar="DIR", help="support/<class>/*.jpg")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, metavar="BANK", help="a new bank")
     target.add_argument("--into", type=Path, metavar="BANK", help="a bank to add classes and shots to")
+    parser.add_argument("--replace", action="store_true", help="let --out replace a bank that is there")
     parser.add_argument(
         "--one-view",
         action="store_true",
@@ -41,6 +42,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
         parser.error("expected --adapt beside --data and --steps")
     if args.adapt and args.into:
         parser.error("expected --out beside --adapt: an adapted detector has a bank of its own")
+    if args.replace and args.into:
+        parser.error("expected --out beside --replace: --into adds to the bank that is there")
     return args
 
 
@@ -48,19 +51,20 @@ def run(args: argparse.Namespace) -> int:
     """Write the bank; prints its classes."""
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     existing(args.support, "a support folder", "put images into DIR/<class>/")
-    from fsdet.bank import PrototypeBank
+    from fsdet.bank import PrototypeBank, refuse_bank
     from fsdet.tasks import use
 
     out = args.into or args.out
     if args.into:
         existing(args.into, "a bank", "make one with --out")
-    refuse_foreign(out, "a bank", PrototypeBank.is_bank)
-    old = PrototypeBank.load(out).names if out.exists() and not args.into else None
-    if args.adapt:  # first: it refuses more than registering does, and then nothing is left half done
+        refuse_foreign(out, "a bank", PrototypeBank.is_bank)
+    if args.adapt:
         _free(_beside(out))
+    old = None if args.into else refuse_bank(out, args.replace, "" if args.adapt else f"add to it with --into {out}, ")
+    if args.adapt:  # first: it refuses more than registering does, and then nothing is left half done
         _adapt(args)
     bank = use.register(args.checkpoint, args.support, out, args.device, args.into, views=not args.one_view)
-    replaced = "" if old is None else f"; replaces a bank of {', '.join(old) or 'no class'}"
+    replaced = f"; replaces {old}" if old else ""
     print(f"{out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
     for line in bank.describe():
         print(f"  {line}")
