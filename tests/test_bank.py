@@ -181,6 +181,45 @@ def test_a_class_takes_another_name_that_nobody_has():
         bank().rename("cups", "mug")
 
 
+def test_shots_that_both_banks_hold_are_kept_once_with_what_is_beside_them():
+    """By marks where both have one, however they were read; else by rows that are equal but for their last digits."""
+    other = PrototypeBank(("ключ",), (torch.cat((rows(5, 1)[3:4] + 1e-7, rows(2, 9))),), "m1", (rows(3, 7),),
+                          (torch.tensor([0, 1, 2]),))  # fmt: skip
+    assert bank().shared(other) == {"ключ": {0: 3}}
+    merged = bank().merge(other)
+    assert torch.equal(merged.instances[1], torch.cat((rows(5, 1), rows(2, 9))))
+    assert torch.equal(merged.negatives[1], rows(3, 7)[1:]) and merged.negative_shots[1].tolist() == [5, 6]
+    again = merged.merge(other).merge(merged)
+    assert [len(t) for t in again.instances] == [1, 7] and torch.equal(again.negatives[1], merged.negatives[1])
+    marked = PrototypeBank(("cup",), (rows(3, 2),), "m1", marks=(("a", "b", ""),))
+    views = PrototypeBank(("cup",), (torch.cat((rows(3, 5), rows(3, 2)[2:], rows(3, 2)[:1])),), "m1",
+                          marks=(("b", "a", "c", "", "d"),))  # fmt: skip
+    assert marked.shared(views) == {"cup": {0: 1, 1: 0, 3: 2}}, "d has the row of a, and is another shot"
+    assert marked.merge(views).marks == (("a", "b", "", "c", "d"),)
+
+
+def test_rows_that_are_nearly_equal_are_one_shot_if_their_files_have_one_name():
+    """1e-5 off in one of eight: more than rounding, less than two photographs are apart."""
+    near, far = (rows(1, 2) + torch.eye(8)[:1] * by for by in (1e-5, 0.01))
+    one = PrototypeBank(("cup",), (rows(1, 2),), "m1", sources=(("a.jpg",),))
+    for row, file, count in ((near, "a.jpg", 1), (near, "b.jpg", 2), (near, "", 2), (far, "a.jpg", 2)):
+        assert len(one.add("cup", row, [file]).instances[0]) == count
+
+
+def test_a_merge_that_brings_no_shot_leaves_the_threshold_as_it_was():
+    same = replace(full(), thresholds=(0.9, 0.3), calibrated=("of another day", "5 shots"))
+    merged = full().merge(same)
+    assert merged.thresholds == (0.375, 0.3) and merged.calibrated == ("2 shots by the others", "5 shots")
+    assert [len(t) for t in merged.instances] == [2, 5] and [len(t) for t in merged.negatives] == [3, 0]
+
+
+def test_marks_come_back_and_stay_with_their_shots(tmp_path):
+    one = PrototypeBank(("cup",), (rows(3, 2),), "m1", marks=(("a", "b", "c"),))
+    again = PrototypeBank.load(one.save(tmp_path / "b.bank"))
+    assert again.marks == one.marks and again.drop("cup", [1]).marks == (("a", "c"),)
+    assert again.drop("cup", [1]).add("cup", rows(3, 2)[1:2], marks=["b"]).marks == (("a", "c", "b"),)
+
+
 def test_single_shots_are_dropped_with_what_is_beside_them():
     """The others keep their order; negatives follow their own shot, however those are numbered then."""
     beside, owner = rows(6, 7), torch.tensor([0, 4, 1, 3, 3, 2])

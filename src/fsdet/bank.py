@@ -18,6 +18,7 @@ from fsdet.files import refuse_foreign, write_durably
 
 FORMAT = "fsdet-bank-2"
 READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
+EQUAL, ALIKE = 5e-7, 1e-3  # between unit rows of one shot: read in other company; of a file of that name, anywhere
 NAMED = 6  # classes or shots that a sentence names
 
 
@@ -28,6 +29,7 @@ class PrototypeBank:
     negatives: N tensors [m_i, D] of unit rows, of places in the support images that are not the object; negative_shots:
     N int64 tensors [m_i], the shot each is from. thresholds: N scores in [0, 1], None where none was proposed.
     calibrated: N texts, what the threshold was read from. sources: N tuples of K_i texts, the file each shot is from.
+    marks: N tuples of K_i texts, equal for two shots of one image and box; "" where it is not known.
     made_by: plain facts of the model, told where a bank of another one is refused. path: the file it was read from,
     which its errors name, also after a change. What is not given is empty.
     Every change makes a new bank. Names are text that can be printed in a line, in Unicode's composed form.
@@ -41,6 +43,7 @@ class PrototypeBank:
     thresholds: tuple[float | None, ...] = ()
     calibrated: tuple[str, ...] = ()
     sources: tuple[tuple[str, ...], ...] = ()
+    marks: tuple[tuple[str, ...], ...] = ()
     made_by: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
 
@@ -58,6 +61,7 @@ class PrototypeBank:
             "thresholds": (None,) * n,
             "calibrated": ("",) * n,
             "sources": tuple(("",) * len(t) for t in self.instances),
+            "marks": tuple(("",) * len(t) for t in self.instances),
         }
         for name, empty in fill.items():
             if not getattr(self, name):
@@ -65,14 +69,14 @@ class PrototypeBank:
         fits = all(len(getattr(self, name)) == n for name in fill) and all(
             rows.dim() == 2 and rows.shape[1] == own.shape[1] and shots.shape == rows.shape[:1]
             and (not len(shots) or (0 <= int(shots.min()) and int(shots.max()) < len(own)))
-            and len(sources) == len(own)
-            for own, rows, shots, sources in zip(self.instances, self.negatives, self.negative_shots, self.sources,
-                                                 strict=False)
+            and len(sources) == len(marks) == len(own)
+            for own, rows, shots, sources, marks in zip(self.instances, self.negatives, self.negative_shots,
+                                                        self.sources, self.marks, strict=False)
         )  # fmt: skip
         if not fits or any(t is not None and not 0 <= t <= 1 for t in self.thresholds):
             raise ShapeError(
                 f"PrototypeBank expects [m, D] negatives, [m] shots, a threshold in [0, 1] or None, a text per name, "
-                f"a source a shot, "
+                f"a source and a mark a shot, "
                 f"got shapes {[list(t.shape) for t in self.negatives]}, thresholds {list(self.thresholds)}"
             )
 
@@ -96,17 +100,41 @@ class PrototypeBank:
             return torch.zeros(0, 0)
         return torch.nn.functional.normalize(torch.stack([t.float().mean(0) for t in self.instances]), dim=-1)
 
-    def add(self, name: str, instances: Tensor, sources: Iterable[str] = ()) -> "PrototypeBank":
-        """The bank with more shots of class `name`, which may be new.
+    def add(self, name: str, instances: Tensor, sources: Iterable[str] = (),
+            marks: Iterable[str] = ()) -> "PrototypeBank":  # fmt: skip
+        """The bank with more shots of class `name`, which may be new; those that it has already are left out.
 
         Args:
-            instances: [K, D] unit rows. sources: K texts, where the shots are from; empty for unknown.
+            instances: [K, D] unit rows. sources: K texts, where the shots are from; empty for unknown. marks: K texts.
         Raises:
             UserError: a name that is none.
         """
-        given = tuple(sources)
-        return self.merge(PrototypeBank((class_name(name),), (instances,), self.model_sha256,
-                                        sources=(given,) if given else ()))  # fmt: skip
+        columns = {"sources": tuple(sources), "marks": tuple(marks)}
+        given = {key: (texts,) for key, texts in columns.items() if texts}
+        return self.merge(PrototypeBank((class_name(name),), (instances,), self.model_sha256, **given))
+
+    def known(self, name: str, instances: Tensor, sources: Sequence[str], marks: Sequence[str]) -> dict[int, int]:
+        """{which of these shots: which shot of class `name` it is}, both from 0.
+
+        Marks tell where both shots have one. Else their rows are equal, or nearly so and of files of one name.
+        """
+        if name not in self.names:
+            return {}
+        index = self.names.index(name)
+        rows, mine, files = self.instances[index].double(), self.marks[index], self.sources[index]
+        unmarked = [k for k, mark in enumerate(mine) if not mark]
+        found = {}
+        for k, (row, mark) in enumerate(zip(instances.double().to(rows.device), marks, strict=True)):
+            file = sources[k]
+            if mark and mark in mine:
+                found[k] = mine.index(mark)
+            elif others := unmarked if mark else range(len(rows)):
+                far = (rows[list(others)] - row).norm(dim=1).tolist()
+                near = [(d, j) for d, j in zip(far, others, strict=True)
+                        if d <= (ALIKE if file and file == files[j] else EQUAL)]  # fmt: skip
+                if near:
+                    found[k] = min(near)[1]
+        return found
 
     def beside(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> "PrototypeBank":
         """The bank with {name: (more negatives [m, D], the shot [m] each is from)} after what it had."""
@@ -117,13 +145,25 @@ class PrototypeBank:
         return self._of(rows)
 
     def merge(self, other: "PrototypeBank") -> "PrototypeBank":
-        """Classes of both, all instances kept; a class of both keeps the larger threshold, as its shots have not been
-        calibrated together. Raises CheckpointError when `other` is of other weights."""
+        """Classes of both; a class of both has all shots, those that both hold once, and keeps the larger threshold, as
+        its shots have not been calibrated together. Raises CheckpointError when `other` is of other weights."""
         other.check_model(self.model_sha256, "the other bank", self.made_by)
-        merged = dict(zip(self.names, self._rows(), strict=True))
+        merged, held = dict(zip(self.names, self._rows(), strict=True)), self.shared(other)
         for name, row in zip(other.names, other._rows(), strict=True):
-            merged[name] = _joined(merged[name], row) if name in merged else row
+            new = [k for k in range(len(row[0])) if k not in held.get(name, {})]
+            if name not in merged:
+                merged[name] = row
+            elif new:
+                merged[name] = _joined(merged[name], _kept(row, new))
+            elif merged[name][3] is None:
+                merged[name] = (*merged[name][:3], *row[3:5], *merged[name][5:])
         return self._of(merged)
+
+    def shared(self, other: "PrototypeBank") -> dict[str, dict[int, int]]:
+        """`known` of each class of the other bank that has a shot which is here."""
+        columns = zip(other.names, other.instances, other.sources, other.marks, strict=True)
+        found = {name: self.known(name, *given) for name, *given in columns}
+        return {name: shots for name, shots in found.items() if shots}
 
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
@@ -148,21 +188,16 @@ class PrototypeBank:
         """
         name = self._known(name)
         rows = dict(zip(self.names, self._rows(), strict=True))
-        instances, negatives, owners, threshold, how, sources = rows[name]
-        count, gone = len(instances), sorted(set(shots))
+        row, count, gone = rows[name], len(rows[name][0]), sorted(set(shots))
         if wrong := [k + 1 for k in gone if not 0 <= k < count]:
             raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), self.where,
                                     "name shots of that class"))  # fmt: skip
         if len(gone) == count:
             raise UserError(explain(f"fewer than all {count} shots of '{name}'", "all of them", self.where,
                                     "remove the class"))  # fmt: skip
-        kept = [k for k in range(count) if k not in gone]
-        stays = torch.isin(owners, torch.tensor(kept))
-        place = torch.full((count,), -1)
-        place[kept] = torch.arange(len(kept))
+        left, how = _kept(row, [k for k in range(count) if k not in gone]), row[4]
         told = f"{how}; before shots were dropped" if how and "dropped" not in how else how
-        rows[name] = (instances[kept], negatives[stays], place[owners[stays]], threshold, told,
-                      tuple(sources[k] for k in kept))  # fmt: skip
+        rows[name] = (*left[:4], told, *left[5:])
         return self._of(rows)
 
     def _known(self, name: str) -> str:
@@ -181,18 +216,19 @@ class PrototypeBank:
     def describe(self) -> list[str]:
         """A line a class: instances, threshold and what that was read from."""
         lines = []
-        for name, (rows, negatives, _, threshold, how, _) in zip(self.names, self._rows(), strict=True):
+        for name, (rows, negatives, _, threshold, how, *_) in zip(self.names, self._rows(), strict=True):
             kept = f"{len(rows)} instance{'s' * (len(rows) != 1)}, {len(negatives)} of what is beside them"
             lines.append(f"{name}: {kept}; threshold {'none' if threshold is None else f'{threshold:.3f}'}"
                          + (f" ({how})" if how else ""))  # fmt: skip
         return lines
 
     def _rows(self) -> list[tuple]:
-        columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated, self.sources)
+        columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated, self.sources,
+                   self.marks)  # fmt: skip
         return list(zip(*columns, strict=True))
 
     def _of(self, rows: Mapping[str, tuple]) -> "PrototypeBank":
-        instances, *rest = (tuple(r[i] for r in rows.values()) for i in range(6))
+        instances, *rest = (tuple(r[i] for r in rows.values()) for i in range(7))
         return PrototypeBank(tuple(rows), instances, self.model_sha256, *rest, self.made_by, self.path)
 
     def check_model(self, sha256: str, where: str, facts: Mapping[str, str] | None = None) -> None:
@@ -224,6 +260,7 @@ class PrototypeBank:
             "thresholds": json.dumps(self.thresholds),
             "calibrated": json.dumps(self.calibrated, ensure_ascii=False),
             "sources": json.dumps(self.sources, ensure_ascii=False),
+            "marks": json.dumps(self.marks),
             "made_by": json.dumps(dict(self.made_by), ensure_ascii=False),
         }
         return write_durably(path, save(tensors, header))
@@ -257,10 +294,11 @@ class PrototypeBank:
                     _refuse_not_finite(names, rows, path)
                 if rest:
                     rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
-                sources = tuple(tuple(of) for of in json.loads(header.get("sources", "[]")))
+                sources, marks = (tuple(tuple(map(_text, of)) for of in json.loads(header.get(key, "[]")))
+                                  for key in ("sources", "marks"))  # fmt: skip
                 made_by = dict(json.loads(header.get("made_by", "{}")))
-                return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, made_by=made_by,
-                                     path=path)  # fmt: skip
+                return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, marks=marks,
+                                     made_by=made_by, path=path)  # fmt: skip
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
                                           "check the path, or register the classes again")) from error  # fmt: skip
@@ -337,4 +375,15 @@ def _joined(one: tuple, two: tuple) -> tuple:
     """Two rows of a class as one."""
     known = [t for t in (one[3], two[3]) if t is not None]
     return (torch.cat((one[0], two[0])), torch.cat((one[1], two[1])), torch.cat((one[2], two[2] + len(one[0]))),
-            max(known, default=None), "larger of two registrations" if known else "", one[5] + two[5])  # fmt: skip
+            max(known, default=None), "larger of two registrations" if known else "", one[5] + two[5],
+            one[6] + two[6])  # fmt: skip
+
+
+def _kept(row: tuple, shots: Sequence[int]) -> tuple:
+    """A class's row with only these shots, in this order, and what is beside them in their images."""
+    instances, negatives, owners, threshold, how, sources, marks = row
+    place = torch.full((len(instances),), -1)
+    place[list(shots)] = torch.arange(len(shots))
+    stays = place[owners] >= 0
+    return (instances[list(shots)], negatives[stays], place[owners[stays]], threshold, how,
+            tuple(sources[k] for k in shots), tuple(marks[k] for k in shots))  # fmt: skip

@@ -142,7 +142,11 @@ def test_bank_lists_merges_and_removes(checkpoint, capsys):
     one.proposed({"cup": (0.375, "1 copies of its shot")}).save(Path("a.bank"))
     PrototypeBank(("fork", "pen"), (rows[:2], rows[2:]), "ab" * 32).save(Path("b.bank"))
     assert main(["bank", "merge", "a.bank", "b.bank", "--out", "c.bank"]) == 0
-    assert "fork: 4 instances" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert (
+        "fork: 3 instances" in told
+        and "b.bank: 1 of its shots are in the banks before it and kept once: fork 1" in told
+    )
     assert main(["bank", "remove", "c.bank", "fork"]) == 0
     assert PrototypeBank.load(Path("c.bank")).names == ("cup", "pen")
     capsys.readouterr()

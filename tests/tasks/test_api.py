@@ -96,6 +96,19 @@ def test_a_name_that_cannot_be_told_is_refused(detector, name):
     assert detector.bank.names == ()
 
 
+def test_a_shot_that_is_registered_twice_is_one(detector, caplog):
+    detector.register("mug", ["one.jpg", "two.jpg"])
+    whole = detector.bank
+    detector.register("mug", read_rgb("one.jpg"))
+    assert "'mug': 1 of 1 shots are in the bank already and are not added twice (array 1)" in caplog.text
+    assert detector.bank is whole
+    detector.register("mug", ["one.jpg"] * 2, [[[5, 5, 60, 60]], [[5, 5, 60, 60]]])
+    assert detector.bank.sources == (("one.jpg", "two.jpg", "one.jpg"),)
+    assert set(detector.bank.negative_shots[0].tolist()) == {0, 1, 2}
+    detector.register("pen", "one.jpg")
+    assert len(detector.bank.instances[1]) == 1, "another class may have it, too"
+
+
 def test_two_spellings_of_one_name_are_one_class(detector):
     detector.register("T\u00fcr", "one.jpg")
     detector.register(" Tu\u0308r", "two.jpg")

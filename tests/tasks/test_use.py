@@ -70,6 +70,42 @@ def test_a_bank_takes_more_classes_and_shots(best, place, capsys):
     assert "    2  2.png" in capsys.readouterr().out
 
 
+def test_the_same_shots_are_not_added_twice_and_this_is_told(best, place, capsys):
+    """By image and box: also when they are read otherwise, lie elsewhere, or come beside new ones."""
+    on_cpu, own = ["--device", "cpu"], ["register", str(best), "--support", "support"]
+    assert main([*own, "--out", "my.bank", *on_cpu]) == 0
+    first = PrototypeBank.load(Path("my.bank"))
+    shutil.copytree("support", "moved")
+    shutil.copy("support/mug/1.png", "moved/mug/copy.png")
+    capsys.readouterr()
+    for more in (own, [*own, "--one-view"], [*own[:3], "moved"]):
+        assert main([*more, "--into", "my.bank", *on_cpu]) == 0
+        told, again = capsys.readouterr().err, PrototypeBank.load(Path("my.bank"))
+        assert "'mug': " in told and "shots are in the bank already and are not added twice (1.png, " in told
+        assert "'pen': 1 of 1 shots are in the bank already" in told
+        assert again.sources == first.sources and again.thresholds == first.thresholds
+        for field in ("instances", "negatives", "negative_shots"):
+            assert all(map(torch.equal, getattr(again, field), getattr(first, field)))
+    Path("moved/pen/1.txt").write_text("0 0.5 0.5 0.8 0.8\n")
+    Image.fromarray(np.full((80, 120, 3), 90, np.uint8)).save("moved/mug/3.png")
+    assert main([*own[:3], "moved", "--into", "my.bank", *on_cpu]) == 0
+    told, grown = capsys.readouterr().err, PrototypeBank.load(Path("my.bank"))
+    assert "'mug': 3 of 4 shots are in the bank already" in told and "'pen'" not in told, "its box is another one"
+    assert grown.sources == (("1.png", "2.png", "3.png"), ("1.png", "1.png"))
+    assert "3 shots by the others" in grown.calibrated[0], "the images of the older shots are at hand, too"
+
+
+def test_shots_of_a_bank_that_knows_no_marks_are_found_by_their_rows(best, place, capsys):
+    argv = ["register", str(best), "--support", "support", "--device", "cpu"]
+    assert main([*argv, "--out", "my.bank"]) == 0
+    replace(PrototypeBank.load(Path("my.bank")), marks=()).save(Path("old.bank"))
+    shutil.copy("photos/a.png", "support/mug/0.png")
+    capsys.readouterr()
+    assert main([*argv, "--into", "old.bank"]) == 0
+    assert "'mug': 2 of 3 shots are in the bank already and are not added twice (1.png, 2" in capsys.readouterr().err
+    assert PrototypeBank.load(Path("old.bank")).sources == (("1.png", "2.png", "0.png"), ("1.png",))
+
+
 def test_images_of_one_stem_have_a_drawing_each(best, place):
     assert main(["predict", str(best), "--source", "photos", "--out", "out", "--device", "cpu"]) == 0
     assert {p.name for p in Path("out").iterdir()} == {"a.jpg", "a.png.jpg", "predictions.json"}
@@ -147,7 +183,7 @@ def test_negatives_of_a_shot_lie_beside_it_and_are_kept_with_it(best, place):
     predictor = predictor_of(best)
     _, records = support_folder("support")
     pen = [r for r in records if 1 in r.labels]
-    predictor.register("pen", [*pen, *pen])
+    predictor.register("pen", [*pen, *(replace(r, boxes=r.boxes + np.float32(4)) for r in pen)])
     shots = predictor.bank.negative_shots[0]
     assert 0 < len(shots) <= 16 and set(shots.tolist()) == {0, 1}
     torch.testing.assert_close(predictor.bank.negatives[0].norm(dim=1), torch.ones(len(shots)))

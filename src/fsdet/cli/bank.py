@@ -7,6 +7,7 @@ fsdet bank drop my.bank mug 2 5
 fsdet bank outliers my.bank"""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     listing = actions.add_parser("list", help="classes, their instances and thresholds")
     listing.add_argument("bank", type=Path, metavar="BANK")
     listing.add_argument("--shots", action="store_true", help="also the file that each shot is from")
-    merge = actions.add_parser("merge", help="classes of several banks; instances of a shared class are kept together")
+    merge = actions.add_parser(
+        "merge", help="classes of several banks; a shared class has the shots of all of them, each once"
+    )
     merge.add_argument("banks", nargs="+", type=Path, metavar="BANK")
     merge.add_argument("--out", type=Path, required=True, metavar="BANK")
     remove = actions.add_parser("remove", help="take classes out")
@@ -56,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if getattr(args, "out", None) and not _is_itself(args):
         refuse_bank(args.out, args.replace)
     if args.action == "merge":
-        bank = PrototypeBank.load(args.banks[0])
-        for path in args.banks[1:]:
-            bank = bank.merge(PrototypeBank.load(path))
+        bank = _merged([PrototypeBank.load(path) for path in args.banks])
         path = bank.save(args.out)
     else:
         path, bank = args.bank, PrototypeBank.load(args.bank)
@@ -73,6 +74,18 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, "shots", None) is True:
             print("\n".join(f"    {k}  {file or 'not known'}" for k, file in enumerate(files, 1)))
     return 0
+
+
+def _merged(banks: "Sequence[PrototypeBank]") -> "PrototypeBank":
+    """The banks as one; tells which shots more than one of them holds."""
+    bank = banks[0]
+    for other in banks[1:]:
+        again = {name: len(shots) for name, shots in bank.shared(other).items()}
+        if again:
+            told = ", ".join(f"{name} {count}" for name, count in again.items())
+            print(f"{other.where}: {sum(again.values())} of its shots are in the banks before it and kept once: {told}")
+        bank = bank.merge(other)
+    return bank
 
 
 def _is_itself(args: argparse.Namespace) -> bool:

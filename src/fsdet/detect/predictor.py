@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A detector in use: classes registered from labelled images, found in other images."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsdet.bank import PrototypeBank, class_name
+from fsdet.bank import NAMED, PrototypeBank, class_name
 from fsdet.data.images import Picture, read_rgb, rgb_of
 from fsdet.data.preprocessing import Preprocessing
 from fsdet.data.transforms import Sample, resize_long
-from fsdet.detect.album import Album
+from fsdet.detect.album import Album, marks
 from fsdet.detect.calibration import COPIES, USUAL, Calibrator, Place, copies, outliers
 from fsdet.detect.postprocess import NMS_IOU, select, to_original
 from fsdet.detect.scoring import ClassShots, Vocabulary, class_scores, own_classes, worth_scoring
@@ -23,6 +24,8 @@ from fsdet.models.detector import DualDetector
 from fsdet.models.fused import fused
 from fsdet.models.heads import Dense
 from fsdet.types import Detections, ImageRecord
+
+log = logging.getLogger("fsdet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,8 @@ class Predictor:
         return self._bank
 
     def register(self, name: str, records: Sequence[ImageRecord]) -> None:
-        """Add every instance in `records` (whatever its label, crowds left out) as a shot of class `name`.
+        """Add every instance in `records` (whatever its label, crowds left out) as a shot of class `name`; one that
+        the class has already, by image and box, is left out and told.
 
         Thresholds of all classes that were registered here are proposed anew before the bank is next used: a class's
         score depends on what else is sought, and other classes' images show where it is not.
@@ -108,18 +112,45 @@ class Predictor:
         if not instances:
             raise DataError(explain(f"an instance of '{name}'", "none that is not a crowd", "register",
                                     "give an image with a box around one object"))  # fmt: skip
-        rows = embed_instances(self._net, instances, self.prepare.support_size, self.views).cpu()
-        known = dict(zip(self._bank.names, self._bank.instances, strict=True))
-        sources = [Path(where).name for (where, _, _), sample in zip(images, found, strict=True) for _ in sample.boxes]
-        self._bank = self._bank.add(name, rows, sources)
-        self._album.add(name, len(known.get(name, ())), [where for where, _, _ in images], found)
-        self._pending, self._sought = True, None
+        names = [Path(where).name for (where, _, _), sample in zip(images, found, strict=True) for _ in sample.boxes]
+        before, numbers, again = self._enter(name, instances, names, [mark for s in found for mark in marks(s)])
+        if again:
+            log.warning("'%s': %d of %d shots are in the bank already and are not added twice (%s)", name, len(again),
+                        len(instances), _some([names[k] for k in again]))  # fmt: skip
+        own, places = iter(numbers), [where for where, _, _ in images]
+        self._album.add(name, before, places, found, [[next(own) for _ in sample.boxes] for sample in found])
+        if len(again) < len(instances):
+            self._pending, self._sought = True, None
+
+    def _enter(self, name: str, instances: Sequence[tuple[Sample, int]], sources: Sequence[str],
+               found: Sequence[str]) -> tuple[int, list[int], list[int]]:  # fmt: skip
+        """Put those of the instances that class `name` has not yet into the bank.
+
+        Args:
+            sources, found: the file and the mark of each.
+        Returns:
+            How many shots the class had; which shot of it each instance is; those instances that it had.
+        """
+        held = dict(zip(self._bank.names, self._bank.marks, strict=True)).get(name, ())
+        before, shots = len(held), {mark: held.index(mark) for mark in held if mark}
+        fresh = [k for k, mark in enumerate(found) if mark not in shots and found.index(mark) == k]
+        chosen, texts = [instances[k] for k in fresh], [found[k] for k in fresh]
+        rows = embed_instances(self._net, chosen, self.prepare.support_size, self.views).cpu()
+        equal = self._bank.known(name, rows, [sources[k] for k in fresh], texts)  # to shots without a mark
+        added = [i for i in range(len(fresh)) if i not in equal]
+        if added:
+            own = [fresh[i] for i in added]
+            self._bank = self._bank.add(name, rows[added], [sources[k] for k in own], [found[k] for k in own])
+        shots |= {texts[i]: number for i, number in equal.items()}
+        shots |= {texts[i]: before + number for number, i in enumerate(added)}
+        new = {fresh[i] for i in added}
+        return before, [shots[mark] for mark in found], [k for k in range(len(found)) if k not in new]
 
     @torch.inference_mode()
     def _look_at_images(self) -> None:
         """Read from the support images at hand what is beside new shots, and a threshold for each of their classes."""
         album, instances = self._album, dict(zip(self._bank.names, self._bank.instances, strict=True))
-        columns = [self._bank.names.index(name) for name in album.names]
+        columns = [self._bank.names.index(name) for name in album.grown]
         places = [album.places(name, len(rows)) for name, rows in instances.items()]
         looks = Calibrator(self._net, self._vocabulary(), places)
         beside: dict[str, list[tuple[int, torch.Tensor]]] = {}
@@ -222,3 +253,8 @@ def class_shots(bank: PrototypeBank, index: int, device: torch.device) -> ClassS
     """A bank's class as scoring reads it."""
     rows = (bank.instances[index], bank.negatives[index], bank.negative_shots[index])
     return ClassShots(*(t.to(device) for t in rows))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first NAMED of them."""
+    return ", ".join([*names[:NAMED], *([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])])
