@@ -3,7 +3,6 @@
 in their images, in one safetensors file with the model's hash."""
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from fsdet.errors import CheckpointError, ShapeError, UserError, did_you_mean, explain
 from fsdet.files import refuse_foreign, write_durably
+from fsdet.registered import Registered, class_name, noted
 
 FORMAT = "fsdet-bank-2"
 READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
-EQUAL, ALIKE = 5e-7, 1e-3  # between unit rows of one shot: read in other company; of a file of that name, anywhere
 NAMED = 6  # classes or shots that a sentence names
 
 
@@ -114,50 +113,21 @@ class PrototypeBank:
         return self.merge(PrototypeBank((class_name(name),), (instances,), self.model_sha256, **given))
 
     def known(self, name: str, instances: Tensor, sources: Sequence[str], marks: Sequence[str]) -> dict[int, int]:
-        """{which of these shots: which shot of class `name` it is}, both from 0.
-
-        Marks tell where both shots have one. Else their rows are equal, or nearly so and of files of one name.
-        """
-        if name not in self.names:
-            return {}
-        index = self.names.index(name)
-        rows, mine, files = self.instances[index].double(), self.marks[index], self.sources[index]
-        unmarked = [k for k, mark in enumerate(mine) if not mark]
-        found = {}
-        for k, (row, mark) in enumerate(zip(instances.double().to(rows.device), marks, strict=True)):
-            file = sources[k]
-            if mark and mark in mine:
-                found[k] = mine.index(mark)
-            elif others := unmarked if mark else range(len(rows)):
-                far = (rows[list(others)] - row).norm(dim=1).tolist()
-                near = [(d, j) for d, j in zip(far, others, strict=True)
-                        if d <= (ALIKE if file and file == files[j] else EQUAL)]  # fmt: skip
-                if near:
-                    found[k] = min(near)[1]
-        return found
+        """{which of these shots: which shot of class `name` it is}, both from 0; see `Registered.known`."""
+        return self.classes[name].known(instances, sources, marks) if name in self.names else {}
 
     def beside(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> "PrototypeBank":
         """The bank with {name: (more negatives [m, D], the shot [m] each is from)} after what it had."""
-        rows = dict(zip(self.names, self._rows(), strict=True))
-        for name, (negatives, shots) in found.items():
-            own = rows[name]
-            rows[name] = (own[0], torch.cat((own[1], negatives)), torch.cat((own[2], shots)), *own[3:])
-        return self._of(rows)
+        classes = self.classes
+        return self._of(classes | {name: classes[name].beside(*more) for name, more in found.items()})
 
     def merge(self, other: "PrototypeBank") -> "PrototypeBank":
         """Classes of both; a class of both has all shots, those that both hold once, and keeps the larger threshold, as
         its shots have not been calibrated together. Raises CheckpointError when `other` is of other weights."""
         other.check_model(self.model_sha256, "the other bank", self.made_by)
-        merged, held = dict(zip(self.names, self._rows(), strict=True)), self.shared(other)
-        for name, row in zip(other.names, other._rows(), strict=True):
-            new = [k for k in range(len(row[0])) if k not in held.get(name, {})]
-            if name not in merged:
-                merged[name] = row
-            elif new:
-                merged[name] = _joined(merged[name], _kept(row, new))
-            elif merged[name][3] is None:
-                merged[name] = (*merged[name][:3], *row[3:5], *merged[name][5:])
-        return self._of(merged)
+        mine, theirs = self.classes, other.classes
+        both = {name: mine[name].joined(theirs[name]) for name in mine.keys() & theirs.keys()}
+        return self._of(mine | theirs | both)
 
     def shared(self, other: "PrototypeBank") -> dict[str, dict[int, int]]:
         """`known` of each class of the other bank that has a shot which is here."""
@@ -168,7 +138,7 @@ class PrototypeBank:
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
         name = self._known(name)
-        return self._of({n: row for n, row in zip(self.names, self._rows(), strict=True) if n != name})
+        return self._of({n: own for n, own in self.classes.items() if n != name})
 
     def rename(self, name: str, new: str) -> "PrototypeBank":
         """Class `name` as `new`, in its place. Raises UserError when there is none, or `new` is taken or no name."""
@@ -187,18 +157,17 @@ class PrototypeBank:
             UserError: no such class or shot, or none would be left.
         """
         name = self._known(name)
-        rows = dict(zip(self.names, self._rows(), strict=True))
-        row, count, gone = rows[name], len(rows[name][0]), sorted(set(shots))
+        own, gone = self.classes[name], sorted(set(shots))
+        count = len(own)
         if wrong := [k + 1 for k in gone if not 0 <= k < count]:
             raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), self.where,
                                     "name shots of that class"))  # fmt: skip
         if len(gone) == count:
             raise UserError(explain(f"fewer than all {count} shots of '{name}'", "all of them", self.where,
                                     "remove the class"))  # fmt: skip
-        left, how = _kept(row, [k for k in range(count) if k not in gone]), row[4]
-        told = f"{how}; before shots were dropped" if how and "dropped" not in how else how
-        rows[name] = (*left[:4], told, *left[5:])
-        return self._of(rows)
+        left = own.kept([k for k in range(count) if k not in gone])
+        told = noted(own.calibrated, "before shots were dropped")
+        return self._of(self.classes | {name: left.judged(own.threshold, told)})
 
     def _known(self, name: str) -> str:
         known = name if name in self.names else class_name(name)
@@ -216,20 +185,27 @@ class PrototypeBank:
     def describe(self) -> list[str]:
         """A line a class: instances, threshold and what that was read from."""
         lines = []
-        for name, (rows, negatives, _, threshold, how, *_) in zip(self.names, self._rows(), strict=True):
-            kept = f"{len(rows)} instance{'s' * (len(rows) != 1)}, {len(negatives)} of what is beside them"
-            lines.append(f"{name}: {kept}; threshold {'none' if threshold is None else f'{threshold:.3f}'}"
-                         + (f" ({how})" if how else ""))  # fmt: skip
+        for name, own in self.classes.items():
+            kept = f"{counted(len(own), 'instance')}, {len(own.negatives)} of what is beside them"
+            lines.append(f"{name}: {kept}; threshold {'none' if own.threshold is None else f'{own.threshold:.3f}'}"
+                         + (f" ({own.calibrated})" if own.calibrated else ""))  # fmt: skip
         return lines
 
-    def _rows(self) -> list[tuple]:
+    @property
+    def classes(self) -> dict[str, Registered]:
+        """{name: the class}, in the bank's order."""
         columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated, self.sources,
                    self.marks)  # fmt: skip
-        return list(zip(*columns, strict=True))
+        return {name: Registered(*row) for name, *row in zip(self.names, *columns, strict=True)}
 
-    def _of(self, rows: Mapping[str, tuple]) -> "PrototypeBank":
-        instances, *rest = (tuple(r[i] for r in rows.values()) for i in range(7))
-        return PrototypeBank(tuple(rows), instances, self.model_sha256, *rest, self.made_by, self.path)
+    def _of(self, classes: Mapping[str, Registered]) -> "PrototypeBank":
+        def column(name: str) -> tuple:
+            return tuple(getattr(own, name) for own in classes.values())
+
+        return PrototypeBank(
+            tuple(classes), column("instances"), self.model_sha256, column("negatives"), column("negative_shots"),
+            column("threshold"), column("calibrated"), column("sources"), column("marks"), self.made_by, self.path,
+        )  # fmt: skip
 
     def check_model(self, sha256: str, where: str, facts: Mapping[str, str] | None = None) -> None:
         """Raises CheckpointError, with the `facts` that differ, unless the weights of this hash made the bank.
@@ -249,10 +225,10 @@ class PrototypeBank:
     def save(self, path: Path) -> Path:
         """Write all at once; makes the folder."""
         tensors = {}
-        for i, (rows, negatives, shots, *_) in enumerate(self._rows()):
-            tensors[f"instances.{i}"] = rows.detach().float().cpu().clone()
-            tensors[f"negatives.{i}"] = negatives.detach().float().cpu().clone()
-            tensors[f"negative_shots.{i}"] = shots.detach().long().cpu().clone()
+        for i, own in enumerate(self.classes.values()):
+            tensors[f"instances.{i}"] = own.instances.detach().float().cpu().clone()
+            tensors[f"negatives.{i}"] = own.negatives.detach().float().cpu().clone()
+            tensors[f"negative_shots.{i}"] = own.negative_shots.detach().long().cpu().clone()
         header = {
             "format": FORMAT,
             "names": json.dumps(self.names, ensure_ascii=False),
@@ -356,34 +332,3 @@ def _held(path: Path) -> str:
 def counted(count: int, word: str, plural: str = "s") -> str:
     """`1 shot`, `2 shots`."""
     return f"{count} {word}{plural * (count != 1)}"
-
-
-def class_name(text: str) -> str:
-    """`text` as a class name: spaces around it off, Unicode composed, so that two spellings of an umlaut are one name.
-
-    Raises:
-        UserError: nothing is left, or it holds a character that is none (a line break).
-    """
-    name = unicodedata.normalize("NFC", str(text)).strip()
-    if not name or any(unicodedata.category(c).startswith("C") for c in name):
-        raise UserError(explain("a class name of characters that can be printed", repr(text), "class name",
-                                "name it otherwise"))  # fmt: skip
-    return name
-
-
-def _joined(one: tuple, two: tuple) -> tuple:
-    """Two rows of a class as one."""
-    known = [t for t in (one[3], two[3]) if t is not None]
-    return (torch.cat((one[0], two[0])), torch.cat((one[1], two[1])), torch.cat((one[2], two[2] + len(one[0]))),
-            max(known, default=None), "larger of two registrations" if known else "", one[5] + two[5],
-            one[6] + two[6])  # fmt: skip
-
-
-def _kept(row: tuple, shots: Sequence[int]) -> tuple:
-    """A class's row with only these shots, in this order, and what is beside them in their images."""
-    instances, negatives, owners, threshold, how, sources, marks = row
-    place = torch.full((len(instances),), -1)
-    place[list(shots)] = torch.arange(len(shots))
-    stays = place[owners] >= 0
-    return (instances[list(shots)], negatives[stays], place[owners[stays]], threshold, how,
-            tuple(sources[k] for k in shots), tuple(marks[k] for k in shots))  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsdet.bank import NAMED, PrototypeBank, class_name
+from fsdet.bank import NAMED, PrototypeBank
 from fsdet.data.images import Picture, read_rgb, rgb_of
 from fsdet.data.preprocessing import Preprocessing
 from fsdet.data.transforms import Sample, resize_long
@@ -23,6 +23,7 @@ from fsdet.models.build import model_sha256
 from fsdet.models.detector import DualDetector
 from fsdet.models.fused import fused
 from fsdet.models.heads import Dense
+from fsdet.registered import class_name
 from fsdet.types import Detections, ImageRecord
 
 log = logging.getLogger("fsdet")
