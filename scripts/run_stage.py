@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runs import finished, same_or_refuse, timed  # the files beside
+from runs import finished, same_or_refuse, stopped, timed  # the files beside
 from train import DEMO, ROOT, Request, default_config, demo_missing, fsdet, guarded, translate
 
 from fsdet import config as configs
@@ -109,8 +109,7 @@ def _own_stage_before(request: Request, source: Path, config: Config) -> tuple[R
     Its run folder is the run's with `-stage1` (or 2); a checkpoint that the user names is taken as it is.
     """
     init = config.stage.init_from
-    named = any(text.startswith("stage.init_from=") for text in request.overrides)
-    if init is None or named or not Path(init).is_file() or _same_data(Path(init), config):
+    if init is None or _names_init(request) or not Path(init).is_file() or _same_data(Path(init), config):
         return request, config
     own = f"{config.run.dir}-stage{request.stage - 1}/best.pt"
     print(f"{init} was trained on other data: this run starts from {own}")
@@ -126,21 +125,34 @@ def _same_data(checkpoint: Path, config: Config) -> bool:
 
 
 def _stage_before(request: Request, source: Path, config: Config) -> None:
-    """Train the stage that stage.init_from names when its checkpoint is missing and its configuration is known."""
+    """Bring the stage that stage.init_from names to its end, if its configuration is known.
+
+    A checkpoint that is there is taken as it is when the user names it, or when no run that was stopped left it.
+    """
     init = config.stage.init_from
-    if init is None or Path(init).exists():
+    if init is None:
+        return
+    there = Path(init).exists()
+    if there and (_names_init(request) or not stopped(Path(init).parent)):
         return
     before = source.with_name(f"stage_{request.stage - 1}.yaml")
     passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
     own = f"{config.run.dir}-stage{request.stage - 1}"
     passed += [f"run.dir={own}"] if Path(own, "best.pt") == Path(init) else []
     known = before.is_file() and configs.load(before, passed).run.dir
-    if not known or Path(known, "best.pt") != Path(init):
+    if known and Path(known, "best.pt") == Path(init):
+        why = f"{known} was stopped before its end" if there else f"{init} is missing"
+        print(f"{why}: training stage {request.stage - 1} first")
+        run_stage(Request(request.stage - 1, before, passed))
+    elif not there:
         raise UserError(
             explain("a checkpoint", "no such file", f"stage.init_from={init}", "train that stage first, or correct it")
         )
-    print(f"{init} is missing: training stage {request.stage - 1} first")
-    run_stage(Request(request.stage - 1, before, passed))
+
+
+def _names_init(request: Request) -> bool:
+    """Whether the user says where to start from; what a configuration says is no more than usual."""
+    return any(text.startswith("stage.init_from=") for text in request.overrides)
 
 
 def _evaluate(config: Config, folder: Path) -> None:

@@ -35,6 +35,11 @@ def finished(folder: Path) -> bool:
     return is_finished(folder)
 
 
+def stopped(folder: Path) -> bool:
+    """Whether the run in `folder` was left before its end; a checkpoint without the run's others is no run."""
+    return (folder / "last.pt").exists() and not finished(folder)
+
+
 def begun(folder: Path) -> bool:
     """Whether there is something to resume from."""
     from fsdet.engine.checkpoint import candidates

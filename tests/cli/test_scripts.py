@@ -238,6 +238,30 @@ def test_a_stopped_run_is_resumed_and_a_finished_one_only_prints_its_table(stage
     assert world.commands == [["eval", "--table", "checkpoints/stage2/results.json"]]
 
 
+def test_a_stopped_stage_before_is_brought_to_its_end_first(stage, world, capsys):
+    """Its best.pt is there, of a training half done; the user may name it, and then it is taken as it is."""
+    draw()
+    leave(config.load(DEMO_2.with_name("stage_1.yaml")), finished=False)
+    assert stage("2", "stage.init_from=checkpoints/stage1/best.pt", "run.dir=checkpoints/early") == 0
+    assert world.verbs() == ["train", "eval"]
+    world.commands.clear()
+    capsys.readouterr()
+    assert stage("2") == 0
+    assert world.verbs() == ["train", "train", "eval"]
+    first, second = world.commands[:2]
+    assert first[1].endswith("demo/stage_1.yaml") and "--resume" in first
+    assert second[1].endswith("demo/stage_2.yaml") and "--resume" not in second
+    assert "checkpoints/stage1 was stopped before its end: training stage 1 first" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_its_run_is_taken_as_it_is(stage, world):
+    draw()
+    Path("checkpoints/stage1").mkdir(parents=True)
+    Path("checkpoints/stage1/best.pt").write_bytes(b"")
+    assert stage("2") == 0
+    assert world.verbs() == ["train", "eval"]
+
+
 @pytest.mark.parametrize("chosen", ["near", "far", "far_long"])
 def test_a_finished_stage_3_is_itself_again_whatever_recipe_it_chose(chosen, stage, world, capsys):
     """What the run writes is its settings with the name of the recipe in place of auto: nothing else may differ."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Stage 3 takes its instances from any shot file that has its K; a stage takes what corrects from the one before."""
 
+import json
+
 import pytest
 import torch
 
@@ -87,3 +89,19 @@ def test_a_run_of_before_these_keys_resumes(settings, tmp_path):
     build(settings(*OFF), resume=True)
     with pytest.raises(CheckpointError, match=r"another: model\.refine None -> True, model\.objectness None -> True"):
         build(settings(), resume=True)
+
+
+def test_a_start_from_a_run_that_was_left_before_its_end_is_told(settings, tmp_path, caplog):
+    """Its folder says so; where a run has ended, and where a checkpoint lies alone, there is nothing to tell."""
+    folder = tmp_path / "run before"
+    first = build(settings("optim.steps=1", f"run.dir={folder}")).fit().best
+    config = settings(f"stage.init_from={first}")
+    manifest = folder / "manifest.json"
+    ended = manifest.read_text()
+    for content, told in ((ended, 0), (json.dumps(json.loads(ended) | {"finished": False}), 1), (None, 0)):
+        caplog.clear()
+        manifest.write_text(content) if content else manifest.unlink()
+        build_task(config, read_data(config), resume=False)
+        found = [r.getMessage() for r in caplog.records if "has not come to its end" in r.getMessage()]
+        assert len(found) == told
+        assert all(f"{first} is of a run" in text and f"--resume '{folder}'" in text for text in found)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsdet.command import typed
 from fsdet.config import Config
 from fsdet.data import shots as shot_files
 from fsdet.data.sources import DataSet
@@ -32,6 +33,7 @@ FIXED = ("backbone", "levels", "embed_dim", "reg_max")  # what two stages of one
 def initialise(task: FewshotTask, config: Config) -> str:
     """Fill the task's model in place; returns one line per thing that was or was not taken over."""
     if config.stage.init_from:
+        _warn_of_unfinished(Path(config.stage.init_from))
         return from_stage(task, load_trained(config.stage.init_from))
     if config.stage.name == "finetune":
         raise CheckpointError(explain("a checkpoint of the stage before", "none", "stage.init_from",
@@ -41,6 +43,14 @@ def initialise(task: FewshotTask, config: Config) -> str:
     if config.stage.name == "episodic":
         log.warning("stage.init_from is not set: episodes from scratch learn slowly; train stage 1 first")
     return SCRATCH
+
+
+def _warn_of_unfinished(path: Path) -> None:
+    """A run that is still under way, or was left before its end, has a checkpoint that is half trained."""
+    manifest = checkpoints.read_manifest(path.parent)
+    if path.name in manifest.get("files", {}) and not manifest.get("finished"):
+        log.warning("%s is of a run that has not come to its end; to bring it there first: %s", path,
+                    typed("fsdet train --resume {}", path.parent))  # fmt: skip
 
 
 def from_weights(task: FewshotTask, path: Path) -> str:
@@ -84,6 +94,7 @@ def start(task: Task, init_from: str | None, weights: str | None, section: str,
         CheckpointError: a file that is missing, damaged, poisoned, of another task, or without a tensor that fits.
     """
     if init_from:
+        _warn_of_unfinished(Path(init_from))
         content = checkpoints.load(init_from)
         if content.get("task") != task.name:
             got = f"task {content.get('task')!r}"
