@@ -74,6 +74,31 @@ def test_a_row_that_is_not_finite_is_refused_with_file_class_and_row(tmp_path, v
         PrototypeBank.load(path)
 
 
+@pytest.mark.parametrize("kind", ["instances", "negatives"])
+def test_a_row_that_is_no_unit_row_is_refused(tmp_path, kind):
+    rows = tuple(t.clone() for t in getattr(full(), kind))
+    rows[0][1] *= 1.01
+    path = replace(full(), **{kind: rows}).save(tmp_path / "long.bank")
+    with pytest.raises(
+        CheckpointError, match=r"long\.bank: expected rows of length 1, got another in row 2 of 'cup'\."
+    ):
+        PrototypeBank.load(path)
+
+
+def test_a_flipped_bit_is_damage(tmp_path):
+    """The last of a row's mantissa: the row is as long as before, and not what was written."""
+    path = full().save(tmp_path / "flip.bank")
+    data = bytearray(path.read_bytes())
+    data[data.index(full().instances[0].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"flip\.bank: expected the rows that were written, got others"):
+        PrototypeBank.load(path)
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    save_file(tensors, path, {key: text for key, text in header.items() if key != "sha256"})
+    assert PrototypeBank.load(path).names == full().names, "a bank of before has no checksum"
+
+
 WRONG = {
     "names": "[1, 2]",
     "thresholds": "[NaN, 0.5]",

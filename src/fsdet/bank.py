@@ -2,6 +2,7 @@
 """PrototypeBank: registered classes as all their instance embeddings, with a threshold each and what stands beside them
 in their images, in one safetensors file with the model's hash."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from fsdet.registered import Registered, class_name, noted
 
 FORMAT = "fsdet-bank-2"
 READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
+UNIT = 1e-3  # by which the length of a unit row may differ from 1
 NAMED = 6  # classes or shots that a sentence names
 
 
@@ -29,6 +31,7 @@ class PrototypeBank:
     N int64 tensors [m_i], the shot each is from. thresholds: N scores in [0, 1], None where none was proposed.
     calibrated: N texts, what the threshold was read from. sources: N tuples of K_i texts, the file each shot is from.
     marks: N tuples of K_i texts, equal for two shots of one image and box; "" where it is not known.
+    views: views of each shot that were averaged, one or six; 0 where it is not known.
     made_by: plain facts of the model, told where a bank of another one is refused. path: the file it was read from,
     which its errors name, also after a change. What is not given is empty.
     Every change makes a new bank. Names are text that can be printed in a line, in Unicode's composed form.
@@ -45,6 +48,7 @@ class PrototypeBank:
     marks: tuple[tuple[str, ...], ...] = ()
     made_by: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
+    views: int = 0
 
     @property
     def where(self) -> str:
@@ -110,7 +114,9 @@ class PrototypeBank:
         """
         columns = {"sources": tuple(sources), "marks": tuple(marks)}
         given = {key: (texts,) for key, texts in columns.items() if texts}
-        return self.merge(PrototypeBank((class_name(name),), (instances,), self.model_sha256, **given))
+        return self.merge(
+            PrototypeBank((class_name(name),), (instances,), self.model_sha256, views=self.views, **given)
+        )
 
     def known(self, name: str, instances: Tensor, sources: Sequence[str], marks: Sequence[str]) -> dict[int, int]:
         """{which of these shots: which shot of class `name` it is}, both from 0; see `Registered.known`."""
@@ -125,9 +131,12 @@ class PrototypeBank:
         """Classes of both; a class of both has all shots, those that both hold once, and keeps the larger threshold, as
         its shots have not been calibrated together. Raises CheckpointError when `other` is of other weights."""
         other.check_model(self.model_sha256, "the other bank", self.made_by)
+        if self.names and other.names and self.views:
+            other.check_views(self.views)
         mine, theirs = self.classes, other.classes
         both = {name: mine[name].joined(theirs[name]) for name in mine.keys() & theirs.keys()}
-        return self._of(mine | theirs | both)
+        views = self.views if self.views == other.views or not theirs else 0 if mine else other.views
+        return replace(self._of(mine | theirs | both), views=views)
 
     def shared(self, other: "PrototypeBank") -> dict[str, dict[int, int]]:
         """`known` of each class of the other bank that has a shot which is here."""
@@ -137,12 +146,12 @@ class PrototypeBank:
 
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
-        name = self._known(name)
+        name = self.known_as(name)
         return self._of({n: own for n, own in self.classes.items() if n != name})
 
     def rename(self, name: str, new: str) -> "PrototypeBank":
         """Class `name` as `new`, in its place. Raises UserError when there is none, or `new` is taken or no name."""
-        name, new = self._known(name), class_name(new)
+        name, new = self.known_as(name), class_name(new)
         if new in self.names:
             raise UserError(
                 explain("a name that no class has", repr(new), self.where, "merge two banks to join classes")
@@ -156,7 +165,7 @@ class PrototypeBank:
         Raises:
             UserError: no such class or shot, or none would be left.
         """
-        name = self._known(name)
+        name = self.known_as(name)
         own, gone = self.classes[name], sorted(set(shots))
         count = len(own)
         if wrong := [k + 1 for k in gone if not 0 <= k < count]:
@@ -169,7 +178,8 @@ class PrototypeBank:
         told = noted(own.calibrated, "before shots were dropped")
         return self._of(self.classes | {name: left.judged(own.threshold, told)})
 
-    def _known(self, name: str) -> str:
+    def known_as(self, name: str) -> str:
+        """`name` as the bank writes it. Raises UserError when there is no such class."""
         known = name if name in self.names else class_name(name)
         if known not in self.names:
             raise UserError(explain(f"one of {', '.join(self.names) or 'no class at all'}", repr(name), self.where,
@@ -205,6 +215,7 @@ class PrototypeBank:
         return PrototypeBank(
             tuple(classes), column("instances"), self.model_sha256, column("negatives"), column("negative_shots"),
             column("threshold"), column("calibrated"), column("sources"), column("marks"), self.made_by, self.path,
+            self.views,
         )  # fmt: skip
 
     def check_model(self, sha256: str, where: str, facts: Mapping[str, str] | None = None) -> None:
@@ -222,6 +233,12 @@ class PrototypeBank:
                                       str(self.path or where),
                                       "register the classes again with fsdet register"))  # fmt: skip
 
+    def check_views(self, views: int) -> None:
+        """Raises UserError unless so many views of each shot are in its rows; they and others are no one class."""
+        if self.views not in (0, views):
+            raise UserError(explain(f"shots of {counted(views, 'view')} each", f"a bank of {self.views}", self.where,
+                                    "register all of them with --one-view, or none"))  # fmt: skip
+
     def save(self, path: Path) -> Path:
         """Write all at once; makes the folder."""
         tensors = {}
@@ -237,7 +254,9 @@ class PrototypeBank:
             "calibrated": json.dumps(self.calibrated, ensure_ascii=False),
             "sources": json.dumps(self.sources, ensure_ascii=False),
             "marks": json.dumps(self.marks),
+            "views": str(self.views),
             "made_by": json.dumps(dict(self.made_by), ensure_ascii=False),
+            "sha256": _digest(tensors),
         }
         return write_durably(path, save(tensors, header))
 
@@ -252,32 +271,39 @@ class PrototypeBank:
 
     @staticmethod
     def load(path: Path) -> "PrototypeBank":
-        """Raises CheckpointError when the file is missing, damaged or no bank, or a row of it is not finite."""
+        """Raises CheckpointError when the file is missing, damaged or no bank, or a row of it is no unit row."""
         if not path.is_file():
             got = "a folder" if path.is_dir() else "nothing there"
             raise CheckpointError(explain("a bank file", got, str(path), "check the path; fsdet register writes one"))
         try:
             with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") not in READ:
-                    got = f"format {header.get('format')!r}"
-                    raise CheckpointError(explain(f"a bank ({' or '.join(READ)})", got, str(path),
-                                                  "use a file written by fsdet register"))  # fmt: skip
-                names = tuple(_text(name) for name in json.loads(header["names"]))
-                kinds = ("instances", "negatives", "negative_shots") if header["format"] == FORMAT else ("instances",)
-                instances, *rest = (tuple(file.get_tensor(f"{kind}.{i}") for i in range(len(names))) for kind in kinds)
-                for rows in (instances, *rest[:1]):
-                    _refuse_not_finite(names, rows, path)
-                if rest:
-                    rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
-                sources, marks = (tuple(tuple(map(_text, of)) for of in json.loads(header.get(key, "[]")))
-                                  for key in ("sources", "marks"))  # fmt: skip
-                made_by = dict(json.loads(header.get("made_by", "{}")))
-                return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, marks=marks,
-                                     made_by=made_by, path=path)  # fmt: skip
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                return _read(file.metadata() or {}, tensors, path)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
                                           "check the path, or register the classes again")) from error  # fmt: skip
+
+
+def _read(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> PrototypeBank:
+    """The bank of a file's header and tensors. Raises as `load`, and what a header that was not written here brings."""
+    if header.get("format") not in READ:
+        raise CheckpointError(explain(f"a bank ({' or '.join(READ)})", f"format {header.get('format')!r}", str(path),
+                                      "use a file written by fsdet register"))  # fmt: skip
+    names = tuple(_text(name) for name in json.loads(header["names"]))
+    kinds = ("instances", "negatives", "negative_shots") if header["format"] == FORMAT else ("instances",)
+    instances, *rest = (tuple(tensors[f"{kind}.{i}"] for i in range(len(names))) for kind in kinds)
+    for rows in (instances, *rest[:1]):
+        _refuse_other_rows(names, rows, path)
+    if header.get("sha256", told := _digest(tensors)) != told:
+        raise CheckpointError(explain("the rows that were written", "others: the file is damaged", str(path),
+                                      "take a copy of it, or register the classes again"))  # fmt: skip
+    if rest:
+        rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
+    sources, marks = (tuple(tuple(map(_text, of)) for of in json.loads(header.get(key, "[]")))
+                      for key in ("sources", "marks"))  # fmt: skip
+    made_by = dict(json.loads(header.get("made_by", "{}")))
+    return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, marks=marks,
+                         made_by=made_by, path=path, views=int(header.get("views", 0)))  # fmt: skip
 
 
 def _text(value: object) -> str:
@@ -287,15 +313,28 @@ def _text(value: object) -> str:
     return value
 
 
-def _refuse_not_finite(names: Sequence[str], rows: Sequence[Tensor], path: Path) -> None:
-    """Raises CheckpointError with the first class and row that holds NaN or Inf, TypeError for whole numbers."""
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of the tensors' bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {list(tensors[name].shape)} ".encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_other_rows(names: Sequence[str], rows: Sequence[Tensor], path: Path) -> None:
+    """Raises CheckpointError with the first class and row that is not finite or not of length 1, TypeError for whole
+    numbers."""
     for name, own in zip(names, rows, strict=True):
         if not own.is_floating_point():
             raise TypeError(f"expected rows of fractions, got {own.dtype}")
-        bad = (~own.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
-        if bad:
-            raise CheckpointError(explain("finite rows", f"NaN or Inf in row {bad[0] + 1} of '{name}'", str(path),
-                                          "register the class again, into another bank"))  # fmt: skip
+        for wanted, what, bad in (
+            ("finite rows", "NaN or Inf", ~own.isfinite().flatten(1).all(1)),
+            ("rows of length 1", "another", (own.flatten(1).norm(dim=1) - 1).abs() > UNIT),
+        ):
+            if bad.any():
+                got = f"{what} in row {int(bad.nonzero()[0, 0]) + 1} of '{name}'"
+                raise CheckpointError(explain(wanted, got, str(path),
+                                              "register the class again, into another bank"))  # fmt: skip
 
 
 def refuse_bank(path: Path, replacing: bool, otherwise: str = "") -> str | None:

@@ -278,6 +278,7 @@ WANTED = {
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "keys and values"),
     "string_type": "text",
+    "string_too_short": "text that is not empty",
     "missing": "more values",
     "too_long": "fewer values",
 }

@@ -90,7 +90,7 @@ def test_eval_table_puts_finished_results_side_by_side_by_run(checkpoint, capsys
 def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoint, monkeypatch, capsys):
     Path("support").mkdir()
     Path("c.yaml").write_text("run: {seed: 4}", encoding="utf-8")
-    bank = PrototypeBank(("cup", "fork"), (torch.ones(1, 4), torch.ones(2, 4)), "ab" * 32)
+    bank = PrototypeBank(("cup", "fork"), (torch.ones(1, 4) / 2, torch.ones(2, 4) / 2), "ab" * 32)
     monkeypatch.setattr(use, "register", lambda checkpoint, support, out, device, into, views: bank)
     monkeypatch.setattr(use, "predict", lambda checkpoint, **flags: f"{flags['conf']} of {flags['support']}")
     monkeypatch.setattr(inspect, "probe", lambda settings: f"probed {settings.run.seed}")
@@ -154,6 +154,28 @@ def test_bank_lists_merges_and_removes(checkpoint, capsys):
     shown = capsys.readouterr().out
     assert "2 classes" in shown and "cup: 1 instance, 0 of what is beside them; threshold 0.375 (1 copies" in shown
     assert main(["bank", "remove", "c.bank", "pne"]) == 2 and "Did you mean 'pen'?" in capsys.readouterr().err
+    assert main(["bank", "remove", "c.bank", "cup", "pen", "cup"]) == 2, "a bank of nothing finds nothing, unsaid"
+    assert "expected a class that stays, got all 2 of them" in capsys.readouterr().err
+    assert main(["bank", "remove", "c.bank", "pen", "pen"]) == 0
+    assert PrototypeBank.load(Path("c.bank")).names == ("cup",)
+
+
+def test_banks_of_other_weights_are_refused_before_anything_is_told_of_their_shots(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, sha in (("a.bank", "ab" * 32), ("b.bank", "cd" * 32)):
+        PrototypeBank(("cup",), (torch.eye(8)[:1],), sha).save(Path(name))
+    assert main(["bank", "merge", "a.bank", "b.bank", "--out", "c.bank"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "b.bank: expected a bank made by these weights" in err
+
+
+TWICE = (["predict", "best.pt", "--source", "a", "--source", "b", "--out", "o"],
+         ["register", "best.pt", "--support", "a", "--out", "o", "--support", "b"])  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", TWICE, ids=lambda argv: argv[0])
+def test_what_is_named_twice_is_refused_and_not_dropped(argv, capsys):
+    assert main(argv) == 2 and "got a and b" in capsys.readouterr().err
 
 
 def test_data_check_accepts_the_demo_and_refuses_a_damaged_one(demo, tmp_path, capsys):

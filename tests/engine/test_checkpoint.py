@@ -87,6 +87,19 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(tmp_path
     assert newest(tmp_path)[0].name == "step_00000001.pt"
 
 
+def test_a_flipped_bit_is_seen_without_a_manifest(tmp_path):
+    """torch.load does not look at the checksums of the zip archive that a checkpoint is."""
+    Writer(tmp_path).save({**state(1), "weight": torch.linspace(0, 1, 5000)}, wait=True)
+    path = tmp_path / "last.pt"
+    (tmp_path / "manifest.json").unlink()
+    whole, needle = bytearray(path.read_bytes()), torch.linspace(0, 1, 5000)[2500:2510].numpy().tobytes()
+    assert load(path)["step"] == 1
+    whole[whole.index(needle) + 2] ^= 8
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"intact.*a part that is not as it was written \("):
+        load(path)
+
+
 @pytest.mark.parametrize("kind", ["truncated", "empty"])
 def test_damage_is_seen_without_a_manifest_too(tmp_path, kind):
     Writer(tmp_path).save(state(1), wait=True)

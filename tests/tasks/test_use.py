@@ -60,7 +60,7 @@ def test_a_bank_takes_more_classes_and_shots(best, place, capsys):
     for name in ("more/pen/2.png", "more/cup/1.png"):
         Path(name).parent.mkdir(parents=True)
         shutil.copy("photos/a.png", name)
-    assert main(["register", str(best), "--support", "more", "--into", "my.bank", *on_cpu]) == 0
+    assert main(["register", str(best), "--support", "more", "--into", "my.bank", "--one-view", *on_cpu]) == 0
     out = capsys.readouterr().out
     assert "my.bank: 3 classes: mug, pen, cup" in out and "replaces" not in out
     bank = PrototypeBank.load(Path("my.bank"))
@@ -71,14 +71,14 @@ def test_a_bank_takes_more_classes_and_shots(best, place, capsys):
 
 
 def test_the_same_shots_are_not_added_twice_and_this_is_told(best, place, capsys):
-    """By image and box: also when they are read otherwise, lie elsewhere, or come beside new ones."""
+    """By image and box: also when they lie elsewhere, or come beside new ones."""
     on_cpu, own = ["--device", "cpu"], ["register", str(best), "--support", "support"]
     assert main([*own, "--out", "my.bank", *on_cpu]) == 0
     first = PrototypeBank.load(Path("my.bank"))
     shutil.copytree("support", "moved")
     shutil.copy("support/mug/1.png", "moved/mug/copy.png")
     capsys.readouterr()
-    for more in (own, [*own, "--one-view"], [*own[:3], "moved"]):
+    for more in (own, [*own[:3], "moved"]):
         assert main([*more, "--into", "my.bank", *on_cpu]) == 0
         told, again = capsys.readouterr().err, PrototypeBank.load(Path("my.bank"))
         assert "'mug': " in told and "shots are in the bank already and are not added twice (1.png, " in told
@@ -93,6 +93,24 @@ def test_the_same_shots_are_not_added_twice_and_this_is_told(best, place, capsys
     assert "'mug': 3 of 4 shots are in the bank already" in told and "'pen'" not in told, "its box is another one"
     assert grown.sources == (("1.png", "2.png", "3.png"), ("1.png", "1.png"))
     assert "3 shots by the others" in grown.calibrated[0], "the images of the older shots are at hand, too"
+
+
+def test_shots_of_one_view_and_of_six_are_not_mixed(best, place, capsys):
+    """Refused before the work, either way round and in a merge; a class of both would be neither."""
+    register = ["register", str(best), "--support", "support", "--device", "cpu"]
+    assert main([*register, "--out", "six.bank"]) == 0
+    assert main([*register, "--out", "one.bank", "--one-view"]) == 0
+    capsys.readouterr()
+    held = {name: Path(name).read_bytes() for name in ("six.bank", "one.bank")}
+    told = "six.bank: expected shots of 1 view each, got a bank of 6. Next: register all of them with --one-view"
+    for argv, text in (([*register, "--into", "six.bank", "--one-view"], told),
+                       ([*register, "--into", "one.bank"], "one.bank: expected shots of 6 views each, got a bank of 1"),
+                       (["bank", "merge", "one.bank", "six.bank", "--out", "both.bank"], told)):  # fmt: skip
+        assert main(argv) == 2 and text in capsys.readouterr().err
+    assert all(Path(name).read_bytes() == content for name, content in held.items()) and not Path("both.bank").exists()
+    replace(PrototypeBank.load(Path("one.bank")), views=0).save(Path("old.bank"))
+    assert main([*register, "--into", "old.bank"]) == 0, "a bank of before says nothing of it"
+    assert PrototypeBank.load(Path("old.bank")).views == 0
 
 
 def test_shots_of_a_bank_that_knows_no_marks_are_found_by_their_rows(best, place, capsys):
@@ -216,6 +234,11 @@ def test_a_bank_is_evaluated_where_its_weights_are(best, place, small_demo):
     assert results["shots"]["1"]["at_threshold"]["threshold"]["mean"] == pytest.approx(
         np.mean(PrototypeBank.load(Path("demo.bank")).thresholds)
     )
+    more, axes = predictor.bank, torch.eye(predictor.bank.instances[0].shape[1])
+    for name in data.novel[:2]:
+        more = more.add(name, axes[:1])
+    more.add("of no data set", axes[1:2]).save(Path("more.bank"))
+    assert list(evaluate_checkpoint(best, bank=Path("more.bank"), split="val")["shots"]) == ["2"], "K of what is judged"
 
 
 def test_a_trained_detector_is_its_average_where_the_run_kept_one(best, tmp_path):
@@ -340,7 +363,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(best, plac
 
 
 def test_a_bank_of_other_weights_or_of_nan_is_refused_by_its_file_everywhere(best, place, capsys):
-    row = torch.full((1, predictor_of(best).model.head.proxies.shape[1]), 0.1)
+    row = torch.eye(predictor_of(best).model.head.proxies.shape[1])[:1]
     PrototypeBank(("mug",), (row,), "0" * 64).save(Path("theirs.bank"))
     PrototypeBank(("mug",), (row * torch.nan,), "0" * 64).save(Path("ill.bank"))
     for words in (["predict", str(best), "--source", "photos", "--out", "out", "--bank"],

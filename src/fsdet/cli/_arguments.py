@@ -46,6 +46,17 @@ def count(text: str) -> int:
     return values[0]
 
 
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one, of which argparse would drop the first unsaid."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        before = getattr(namespace, self.dest)
+        if before != self.default:
+            parser.error(f"expected one {option_string}, got {before} and {values}")
+        setattr(namespace, self.dest, values)
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """`--device`; whether this machine has it is found out when it is used."""
     told = "auto (default: the GPU when there is one), cpu, mps, cuda or cuda:N"

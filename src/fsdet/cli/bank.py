@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdet.command import typed
+from fsdet.errors import UserError, explain
 
 if TYPE_CHECKING:
     from fsdet.bank import PrototypeBank
@@ -80,6 +81,7 @@ def _merged(banks: "Sequence[PrototypeBank]") -> "PrototypeBank":
     """The banks as one; tells which shots more than one of them holds."""
     bank = banks[0]
     for other in banks[1:]:
+        other.check_model(bank.model_sha256, other.where, bank.made_by)
         again = {name: len(shots) for name, shots in bank.shared(other).items()}
         if again:
             told = ", ".join(f"{name} {count}" for name, count in again.items())
@@ -99,7 +101,11 @@ def _changed(bank: "PrototypeBank", args: argparse.Namespace) -> "PrototypeBank"
         return bank.rename(args.name, args.new)
     if args.action == "drop":
         return bank.drop(args.name, [shot - 1 for shot in args.shots])
-    for name in args.names:
+    names = [bank.known_as(name) for name in args.names]
+    if set(names) == set(bank.names):
+        raise UserError(explain("a class that stays", f"all {len(bank.names)} of them", bank.where,
+                                "name fewer, or delete the file"))  # fmt: skip
+    for name in dict.fromkeys(names):
         bank = bank.remove(name)
     return bank
 

@@ -8,7 +8,7 @@ fsdet predict --onnx model.onnx photos/ --out predictions"""
 import argparse
 from pathlib import Path
 
-from fsdet.cli._arguments import add_device, count, existing
+from fsdet.cli._arguments import Once, add_device, count, existing
 from fsdet.errors import UserError, explain
 
 
@@ -17,9 +17,13 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="with --onnx and without "
                         "--source it is the source")  # fmt: skip
     known = parser.add_mutually_exclusive_group()
-    known.add_argument("--support", type=Path, metavar="DIR", help="support/<class>/*.jpg: the classes to find")
-    known.add_argument("--bank", type=Path, metavar="BANK", help="classes registered before; without, the base ones")
-    parser.add_argument("--source", type=Path, metavar="IMAGE|DIR|PATTERN|VIDEO|CAMERA", help="a "
+    known.add_argument(
+        "--support", action=Once, type=Path, metavar="DIR", help="support/<class>/*.jpg: the classes to find"
+    )
+    known.add_argument(
+        "--bank", action=Once, type=Path, metavar="BANK", help="classes registered before; without, the base ones"
+    )
+    parser.add_argument("--source", action=Once, type=Path, metavar="IMAGE|DIR|PATTERN|VIDEO|CAMERA", help="a "
                         "number is a camera; Ctrl-C ends it")  # fmt: skip
     parser.add_argument("--refdet", type=Path, metavar="DIR", help="samples/<id>/ of photographs and a video: each "
                         "object is looked for in its video, and ST-IoU told")  # fmt: skip

@@ -9,7 +9,7 @@ finding, and kept as a run folder beside the bank."""
 import argparse
 from pathlib import Path
 
-from fsdet.cli._arguments import add_device, count, existing
+from fsdet.cli._arguments import Once, add_device, count, existing
 from fsdet.command import typed
 from fsdet.errors import UserError, explain
 from fsdet.files import refuse_foreign
@@ -18,7 +18,7 @@ from fsdet.files import refuse_foreign
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """CHECKPOINT --support DIR --out BANK|--into BANK [--replace] [--one-view] [--adapt [--data D] [--steps N]]"""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--support", type=Path, required=True, metavar="DIR", help="support/<class>/*.jpg")
+    parser.add_argument("--support", action=Once, type=Path, required=True, metavar="DIR", help="support/<class>/*.jpg")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, metavar="BANK", help="a new bank")
     target.add_argument("--into", type=Path, metavar="BANK", help="a bank to add classes and shots to")

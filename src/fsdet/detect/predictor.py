@@ -106,6 +106,7 @@ class Predictor:
     def add(self, name: str, images: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
         """`register` of (what the image is called, uint8 [H, W, 3] RGB, boxes [m, 4] xyxy px): each box is a shot."""
         name, found = class_name(name), []
+        self._bank.check_views(len(self.views))
         for _, pixels, boxes in images:
             image, factor = resize_long(pixels, self.prepare.image_size)
             found.append(Sample(image, boxes * np.float32(factor), np.zeros(len(boxes), np.int64)))
@@ -141,7 +142,9 @@ class Predictor:
         added = [i for i in range(len(fresh)) if i not in equal]
         if added:
             own = [fresh[i] for i in added]
-            self._bank = self._bank.add(name, rows[added], [sources[k] for k in own], [found[k] for k in own])
+            views = self._bank.views if self._bank.names else len(self.views)
+            bank = self._bank.add(name, rows[added], [sources[k] for k in own], [found[k] for k in own])
+            self._bank = replace(bank, views=views)
         shots |= {texts[i]: number for i, number in equal.items()}
         shots |= {texts[i]: before + number for number, i in enumerate(added)}
         new = {fresh[i] for i in added}

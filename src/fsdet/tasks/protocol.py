@@ -148,7 +148,7 @@ def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws
     words = replace(_own(trained, study), prototypes=bank.prototypes()[known].to(device), prototype_labels=labels,
                     shots=tuple(class_shots(bank, i, device) for i in known))  # fmt: skip
     proposed = {c: bank.thresholds[i] for c, i in zip(labels, known, strict=True) if bank.thresholds[i] is not None}
-    least = min(len(t) for t in bank.instances)
+    least = min(len(bank.instances[i]) for i in known)
     return {(scoring, least, 0): Registered(replace(words, scoring=scoring), proposed or None) for scoring in scorings}
 
 
