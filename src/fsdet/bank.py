@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fsdet.errors import CheckpointError, ShapeError, UserError, did_you_mean, explain
+from fsdet.errors import CheckpointError, ShapeError, UserError, counted, did_you_mean, explain
 from fsdet.files import refuse_foreign, write_durably
 from fsdet.registered import Registered, class_name, noted
 
@@ -366,8 +366,3 @@ def _held(path: Path) -> str:
     more = [f"{len(each) - NAMED} more"] if len(each) > NAMED else []
     told = f" ({', '.join([*each[:NAMED], *more])})" if each else ""
     return f"a bank of {counted(len(each), 'class', 'es')}, {counted(sum(shots), 'shot')}{told}"
-
-
-def counted(count: int, word: str, plural: str = "s") -> str:
-    """`1 shot`, `2 shots`."""
-    return f"{count} {word}{plural * (count != 1)}"

@@ -65,6 +65,11 @@ def explain(expected: str, got: str, where: str, next_step: str) -> str:
     return f"{where}: expected {expected}, got {got}{end} Next: {next_step}"
 
 
+def counted(count: int, word: str, plural: str = "s") -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{count} {word}{plural * (count != 1)}"
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest of `choices`, or an empty string."""
     close = get_close_matches(word, list(choices), n=1, cutoff=0.6)

@@ -127,6 +127,24 @@ def test_shots_of_a_bank_that_knows_no_marks_are_found_by_their_rows(best, place
 def test_images_of_one_stem_have_a_drawing_each(best, place):
     assert main(["predict", str(best), "--source", "photos", "--out", "out", "--device", "cpu"]) == 0
     assert {p.name for p in Path("out").iterdir()} == {"a.jpg", "a.png.jpg", "predictions.json"}
+    index = json.loads(Path("out/predictions.json").read_text())
+    assert index["pictures"] == {"a.jpg": "a.jpg", "a.png": "a.png.jpg"}
+
+
+def test_images_of_one_name_are_told_apart_with_their_pictures(best, place, capsys):
+    """Each row's image has one drawing, of just that image's size."""
+    for folder, size in (("one", (60, 40)), ("two", (40, 60))):
+        Path(folder).mkdir()
+        Image.new("RGB", size, (9, 90, 9)).save(f"{folder}/x.png")
+    assert main(["predict", str(best), "--source", "*/x.png", "--out", "out", "--conf", "0", "--device", "cpu"]) == 0
+    index = json.loads(Path("out/predictions.json").read_text())
+    assert {row["image"] for row in index["predictions"]} == {"one/x.png", "two/x.png"} == set(index["pictures"])
+    for image, picture in index["pictures"].items():
+        with Image.open(image) as given, Image.open(Path("out", picture)) as drawn:
+            assert (given.width > given.height) == (drawn.width > drawn.height)
+    shutil.rmtree("two")
+    assert main(["predict", str(best), "--source", "one", "--out", "alone", "--device", "cpu"]) == 0
+    assert "1 image, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -404,7 +422,7 @@ def test_a_bank_is_replaced_only_with_the_word_for_it_and_before_the_work_it_is_
     assert Path("my.bank").read_bytes() == before and not Path("my.bank.adapted").exists()
     shutil.rmtree("support/mug")
     assert main([*argv, "--replace"]) == 0
-    told = "my.bank: 1 classes: pen; replaces a bank of 2 classes, 3 shots (mug 2, pen 1)"
+    told = "my.bank: 1 class: pen; replaces a bank of 2 classes, 3 shots (mug 2, pen 1)"
     assert told in capsys.readouterr().out and PrototypeBank.load(Path("my.bank")).names == ("pen",)
     assert main([*argv[:4], "--into", "my.bank", "--replace"]) == 2
     assert "expected --out beside --replace" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdet.command import typed
-from fsdet.errors import UserError, explain
+from fsdet.errors import UserError, counted, explain
 
 if TYPE_CHECKING:
     from fsdet.bank import PrototypeBank
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         if args.action != "list":
             bank = _changed(bank, args)
             path = bank.save(args.out or args.bank)
-    print(f"{path}: {len(bank.names)} classes, weights {bank.model_sha256[:12]}")
+    print(f"{path}: {counted(len(bank.names), 'class', 'es')}, weights {bank.model_sha256[:12]}")
     for line, files in zip(bank.describe(), bank.sources, strict=True):
         print(f"  {line}")
         if getattr(args, "shots", None) is True:

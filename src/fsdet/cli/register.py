@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fsdet.cli._arguments import Once, add_device, count, existing
 from fsdet.command import typed
-from fsdet.errors import UserError, explain
+from fsdet.errors import UserError, counted, explain
 from fsdet.files import refuse_foreign
 
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         _adapt(args)
     bank = use.register(args.checkpoint, args.support, out, args.device, args.into, views=not args.one_view)
     replaced = f"; replaces {old}" if old else ""
-    print(f"{out}: {len(bank.names)} classes: {', '.join(bank.names)}{replaced}")
+    print(f"{out}: {counted(len(bank.names), 'class', 'es')}: {', '.join(bank.names)}{replaced}")
     for line in bank.describe():
         print(f"  {line}")
     told = typed("fsdet predict {} --bank {} --source IMAGE --out predictions", args.checkpoint, out)

@@ -17,7 +17,7 @@ from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor, open_onnx
 from fsdet.detect.support import VIEWS
 from fsdet.engine.signals import Signals
-from fsdet.errors import CheckpointError, DataError, Stopped, UserError, explain
+from fsdet.errors import CheckpointError, DataError, Stopped, UserError, counted, explain
 from fsdet.evaluation.summary import write_json
 from fsdet.files import listing, refuse_others, write_durably
 from fsdet.models.build import model_sha256
@@ -112,6 +112,7 @@ class Copies:
         self._stems = _stems(paths)
         self._rows: list[dict] = []
         self._written: list[str] = []
+        self._pictures: dict[str, str] = {}
         self._unread: list[str] = []
         self._seen = 0
         if out.resolve() in {path.parent.resolve() for path in paths}:
@@ -138,16 +139,19 @@ class Copies:
             write_durably(self._out / name, yolo_rows(found, image.shape[:2]).encode())
         self._rows += coco_rows(found, self._names[i])
         self._written += files
+        self._pictures[self._names[i]] = files[0]
         self._seen += 1
 
     def close(self, predictor: Predictor | PortablePredictor) -> str:
         """Write predictions.json; returns the summary."""
         index, names = self._out / INDEX, predictor.names
-        write_json(index, {"names": list(names), "written": listing(index, self._written), "predictions": self._rows})
+        write_json(index, {"names": list(names), "written": listing(index, self._written), "pictures": self._pictures,
+                           "predictions": self._rows})  # fmt: skip
         count = Counter(names[row["category_id"]] for row in self._rows)
         others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
         seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
-        lines = [f"{self._seen} images, {len(self._rows)} detections ({', '.join(seen) or 'none'}) -> {self._out}"]
+        looked = f"{counted(self._seen, 'image')}, {counted(len(self._rows), 'detection')}"
+        lines = [f"{looked} ({', '.join(seen) or 'none'}) -> {self._out}"]
         return "\n".join([*lines, *(f"left out: {text}" for text in self._unread)])
 
 
