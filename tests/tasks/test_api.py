@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The five lines of the README, and what people hand to them."""
 
+import io
 import json
 import re
 import subprocess
@@ -222,6 +223,7 @@ def test_pil_images_are_shots_too(detector):
 
 
 NO_IMAGES = {
+    "_io.BytesIO": io.BytesIO(b"x\ny"),
     "None": None,
     "int": 5,
     "bytes": b"photo.jpg",
@@ -254,7 +256,7 @@ NO_BOXES = [
     ([[5, 5, 5, 40]], "at least a px"),
     ([[200, 5, 260, 40]], "at least a px"),
     ([[1, 2, 3]], "boxes [m, 4]"),
-    ([[0, 0, float("nan"), 9]], "finite"),
+    ([[0, 0, 9, 9], [0, 0, float("nan"), 9]], "got [0.0, 0.0, nan, 9.0]"),
 ]
 
 

@@ -11,6 +11,7 @@ found.plot("found.jpg")
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ class Predictor:
 
 def _are_several(images: Picture | Iterable[Picture]) -> bool:
     """Whether it is a list of images rather than one, or than something that is none."""
-    one = isinstance(images, str | bytes | os.PathLike | Mapping) or hasattr(images, "__array__")
+    one = isinstance(images, str | bytes | os.PathLike | Mapping | IOBase) or hasattr(images, "__array__")
     return isinstance(images, Iterable) and not one
 
 
@@ -169,8 +170,10 @@ def _boxes(given: Sequence | np.ndarray | None, size: tuple[int, int], where: st
     boxes = np.atleast_2d(np.asarray(given, np.float32))
     if boxes.ndim == 3 and len(boxes) == 1:
         boxes = boxes[0]
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise DataError(explain("boxes [m, 4] of x1, y1, x2, y2 px", f"shape {list(boxes.shape)}", where,
+    shaped = boxes.ndim == 2 and boxes.shape[1] == 4
+    if not shaped or not np.isfinite(boxes).all():
+        got = str(boxes[~np.isfinite(boxes).all(1)][0].tolist()) if shaped else f"shape {list(boxes.shape)}"
+        raise DataError(explain("boxes [m, 4] of x1, y1, x2, y2 px", got, where,
                                 "give four finite numbers for each box"))  # fmt: skip
     cut = np.clip(boxes, 0, [w, h, w, h])
     empty = ((cut[:, 2:] - cut[:, :2]) < 1).any(1)
