@@ -363,6 +363,28 @@ def test_support_faults_are_told(tmp_path, fault):
         sources.support_folder(folder)
 
 
+def test_support_that_is_passed_over_is_told(tmp_path, caplog):
+    """What lies where no shot is read, each with its place; what tools leave beside images is no word worth."""
+    folder, outside = tmp_path / "s", tmp_path / "outside"
+    for name in ("dog/a.jpg", "dog/more/b.jpg", "loose.png"):
+        image(folder / name, (20, 20))
+    for name in ("dog/orphan.txt", "dog/classes.txt", "dog/notes.md", "dog/.hidden.txt", "readme.txt"):
+        (folder / name).write_text("0 .5 .5 .5 .5\n")
+    (folder / "dog/gone.jpg").symlink_to(folder / "nowhere.jpg")
+    image(outside / "secret/c.jpg", (20, 20))
+    (folder / "cat").mkdir()
+    image(folder / "cat/d.jpg", (20, 20))
+    (folder / "cat/out").symlink_to(outside / "secret")
+    names, records = sources.support_folder(folder)
+    assert names == ("cat", "dog") and [r.path.name for r in records] == ["d.jpg", "a.jpg"]
+    told = caplog.text
+    for kind, where in (("image outside the class folders", "loose.png"), ("folder in a class folder", "dog/more"),
+                        ("label file without an image", "dog/orphan.txt"), ("missing image", "dog/gone.jpg"),
+                        ("folder in a class folder", "cat/out")):  # fmt: skip
+        assert any(kind in line and where in line for line in told.splitlines()), (kind, where)
+    assert not any(word in told for word in ("classes.txt", "notes.md", "hidden", "readme", "c.jpg"))
+
+
 # published splits -----------------------------------------------------------------------------------------------
 
 

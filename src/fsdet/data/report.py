@@ -51,6 +51,8 @@ KINDS: dict[str, tuple[str, bool]] = {
     "empty label file": ("background", False),
     "no label file": ("background", False),
     "label file without an image": ("ignored", False),
+    "image outside the class folders": ("ignored", False),
+    "folder in a class folder": ("ignored", False),
     "class without boxes": ("noted", False),
     "class absent from every source": ("noted", False),
     "key": ("ignored", False),

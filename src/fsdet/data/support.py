@@ -16,6 +16,7 @@ from fsdet.types import ImageRecord
 
 log = logging.getLogger("fsdet")
 NO_CLASS = (".", "__MACOSX")  # folders that archives and file managers leave
+BOX_FILES, LISTS = (".txt", ".xml"), ("classes.txt",)  # which labelling tools leave beside the boxes
 _LAYOUT = "put images into DIR/<class>/, with a box file of the same name where the object does not fill the image"
 
 
@@ -42,6 +43,7 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
         names, records = _from_json(Path(jsons[0]), root, report)
     else:
         names, records = _from_folders(classes, root, report)
+        _tell_passed_over(classes, root, report)
     if len(report):
         log.warning("%s:\n%s", folder, report)
     missing = [name for label, name in enumerate(names) if not any(label in record.labels for record in records)]
@@ -76,6 +78,27 @@ def _from_folders(classes: list[str], root: Root, report: Report) -> tuple[tuple
         rows = table.records({name: label}, report, exhaustive=False)
         records += [record for record in rows if len(record.labels)]
     return tuple(classes), records
+
+
+def _tell_passed_over(classes: list[str], root: Root, report: Report) -> None:
+    """Report what looks like a shot and lies where none is read."""
+    for file in root.files(root.folder):
+        if is_image(file):
+            report.add("image outside the class folders", file)
+    for name in filter(lambda name: root.contains(root.folder / name), classes):
+        files = root.files(root.folder / name)
+        pictures = {os.path.splitext(file)[0] for file in files if is_image(file)}
+        for entry in sorted(os.scandir(root.folder / name), key=lambda entry: entry.name):
+            stem, suffix = os.path.splitext(entry.name)
+            where = root.show(entry.path)
+            if entry.name.startswith(NO_CLASS):
+                continue
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                report.add("missing image", where, "a link to nothing")
+            elif entry.is_dir():
+                report.add("folder in a class folder", where)
+            elif suffix.lower() in BOX_FILES and stem not in pictures and entry.name not in LISTS:
+                report.add("label file without an image", where)
 
 
 def _objects(file: str | None, index: int, table: Table, root: Root, report: Report) -> None:
