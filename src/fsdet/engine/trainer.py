@@ -450,4 +450,4 @@ def _trains(parameter: torch.nn.Parameter) -> bool:
 def _check_of(resolved: Mapping[str, Any]) -> str:
     """The command that reads the data of a resolved configuration; empty where it names none."""
     path = (resolved.get("data") or {}).get("path")
-    return checking(path, resolved.get("task", "fewshot")) if path else ""
+    return checking(path, *([resolved["task"]] if "task" in resolved else [])) if path else ""
