@@ -302,7 +302,7 @@ def test_a_nan_in_epoch_27_is_rejected_reported_and_survived(small, name, monkey
     assert facts["image_ids"] == list(trainer.task.batch(26).image_ids)
     assert all(v.isfinite().all() for v in others.weights(result.folder).values() if v.is_floating_point())
     told = [m for m in caplog.messages if m.startswith("epoch 27:")]
-    assert "bad_loss 1" in told[0] and "replay it with" in told[0], "advice at the end of the epoch"
+    assert "bad_loss 1" in told[0] and "replay its batch" in told[0], "advice at the end of the epoch"
 
 
 @pytest.mark.slow
