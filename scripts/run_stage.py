@@ -38,7 +38,7 @@ def run_stage(request: Request) -> Path:
     source = request.config or default_config(request)
     if request.resume:
         request = replace(request, overrides=[*request.overrides, f"run.dir={_folder(request.resume)}"])
-    config = configs.load(source, request.overrides)
+    config, named = configs.load(source, request.overrides), _names_init(request)
     request, config = _own_stage_before(request, source, config)
     folder, name = Path(config.run.dir), f"train stage {request.stage}"
     _check_stage(config, request.stage, source)
@@ -53,7 +53,7 @@ def run_stage(request: Request) -> Path:
             call("demo data", "data", "demo", DEMO)
         resume = ["--resume"] if any(folder.glob("*.pt")) and not request.exist_ok else []
         if not resume:
-            _stage_before(request, source, config)
+            _stage_before(request, source, config, named)
         call(name, "train", _shown(source), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides)
     if request.stage > 1 and not lacking:
         _evaluate(config, folder)
@@ -124,16 +124,16 @@ def _same_data(checkpoint: Path, config: Config) -> bool:
     return not before or Path(before).resolve() == Path(config.data.path).resolve()
 
 
-def _stage_before(request: Request, source: Path, config: Config) -> None:
+def _stage_before(request: Request, source: Path, config: Config, named: bool) -> None:
     """Bring the stage that stage.init_from names to its end, if its configuration is known.
 
-    A checkpoint that is there is taken as it is when the user names it, or when no run that was stopped left it.
+    A checkpoint that is there is taken as it is when the user has `named` it, or when no run that was stopped left it.
     """
     init = config.stage.init_from
     if init is None:
         return
     there = Path(init).exists()
-    if there and (_names_init(request) or not stopped(Path(init).parent)):
+    if there and (named or not stopped(Path(init).parent)):
         return
     before = source.with_name(f"stage_{request.stage - 1}.yaml")
     passed = [text for text in request.overrides if text.startswith(PASSED_ON)]

@@ -254,6 +254,18 @@ def test_a_stopped_stage_before_is_brought_to_its_end_first(stage, world, capsys
     assert "checkpoints/stage1 was stopped before its end: training stage 1 first" in capsys.readouterr().out
 
 
+def test_a_stopped_stage_before_of_own_data_is_brought_to_its_end_first(stage, world):
+    """The script itself names that one, which is not the user's doing."""
+    assert stage("1") == 0
+    Path("datasets/demo").rename("mine")
+    own = ["data.path=mine/data.yaml", "run.dir=checkpoints/mine"]
+    leave(config.load(DEMO_2.with_name("stage_1.yaml"), [own[0], "run.dir=checkpoints/mine-stage1"]), finished=False)
+    world.commands.clear()
+    assert stage("2", *own) == 0
+    assert world.verbs() == ["train", "train", "eval"]
+    assert "--resume" in world.commands[0] and "run.dir=checkpoints/mine-stage1" in world.commands[0]
+
+
 def test_a_checkpoint_without_its_run_is_taken_as_it_is(stage, world):
     draw()
     Path("checkpoints/stage1").mkdir(parents=True)
