@@ -160,13 +160,19 @@ def test_bank_lists_merges_and_removes(checkpoint, capsys):
     assert PrototypeBank.load(Path("c.bank")).names == ("cup",)
 
 
-def test_banks_of_other_weights_are_refused_before_anything_is_told_of_their_shots(tmp_path, monkeypatch, capsys):
+def test_banks_that_do_not_go_together_are_refused_before_anything_is_told_of_their_shots(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    for name, sha in (("a.bank", "ab" * 32), ("b.bank", "cd" * 32)):
-        PrototypeBank(("cup",), (torch.eye(8)[:1],), sha).save(Path(name))
-    assert main(["bank", "merge", "a.bank", "b.bank", "--out", "c.bank"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and "b.bank: expected a bank made by these weights" in err
+    for name, sha, views in (("a.bank", "ab" * 32, 6), ("b.bank", "cd" * 32, 6), ("c.bank", "ab" * 32, 1)):
+        PrototypeBank(("cup",), (torch.eye(8)[:1],), sha, views=views).save(Path(name))
+    for other, told in (
+        ("b.bank", "a bank made by these weights"),
+        ("c.bank", "shots of 6 views each, got a bank of 1"),
+    ):
+        assert main(["bank", "merge", "a.bank", other, "--out", "d.bank"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and f"{other}: expected {told}" in err
 
 
 TWICE = (["predict", "best.pt", "--source", "a", "--source", "b", "--out", "o"],

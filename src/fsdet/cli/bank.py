@@ -81,12 +81,12 @@ def _merged(banks: "Sequence[PrototypeBank]") -> "PrototypeBank":
     """The banks as one; tells which shots more than one of them holds."""
     bank = banks[0]
     for other in banks[1:]:
-        other.check_model(bank.model_sha256, other.where, bank.made_by)
+        merged = bank.merge(other)  # refuses before anything is told
         again = {name: len(shots) for name, shots in bank.shared(other).items()}
         if again:
             told = ", ".join(f"{name} {count}" for name, count in again.items())
             print(f"{other.where}: {sum(again.values())} of its shots are in the banks before it and kept once: {told}")
-        bank = bank.merge(other)
+        bank = merged
     return bank
 
 
