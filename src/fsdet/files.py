@@ -6,10 +6,13 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fsdet.errors import UserError, explain
+
+UNREADABLE = (zipfile.BadZipFile, zlib.error)  # an archive whose listing or whose compressed part is damaged
 
 
 def refuse_foreign(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
@@ -124,9 +127,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def damaged_part(data: bytes) -> str | None:
-    """The first member of a zip archive whose bytes are not those of its checksum; None for no archive, too."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
+    """The first member of a zip archive whose bytes are not those of its checksum; None where there is none, or no
+    archive at all, which is for its reader to judge.
+
+    Raises:
+        one of UNREADABLE, or what zipfile has for an archive that it cannot read: OSError, RuntimeError, ValueError.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(data)):
         return None
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.testzip()

@@ -2,10 +2,12 @@
 """A checkpoint is whole or absent, is verified before use, and runs no code."""
 
 import hashlib
+import io
 import json
 import os
 import resource
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,24 @@ def test_a_flipped_bit_is_seen_without_a_manifest(tmp_path):
     path.write_bytes(whole)
     with pytest.raises(CheckpointError, match=r"intact.*a part that is not as it was written \("):
         load(path)
+
+
+def test_an_archive_that_cannot_be_listed_or_unpacked_is_damage(tmp_path):
+    """What zipfile and zlib raise is no traceback either: a repacked checkpoint, cut in its compressed part."""
+    Writer(tmp_path).save(state(1), wait=True)
+    (tmp_path / "manifest.json").unlink()
+    packed, path = io.BytesIO(), tmp_path / "packed.pt"
+    with zipfile.ZipFile(tmp_path / "last.pt") as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        first = new.infolist()[0]
+    start = first.header_offset + 30 + len(first.filename)
+    for at, count in ((start, first.compress_size), (packed.getbuffer().nbytes - 10, 4)):
+        data = bytearray(packed.getvalue())
+        data[at : at + count] = b"\xff" * count
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="intact"):
+            load(path)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty"])

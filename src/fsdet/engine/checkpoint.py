@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import CheckpointError, RunFailed, explain
-from fsdet.files import damaged_part, write_durably
+from fsdet.files import UNREADABLE, damaged_part, write_durably
 
 log = logging.getLogger("fsdet")
 FORMAT = 1
@@ -69,8 +69,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
             )
         )
     data = path.read_bytes()
-    _verify(path, data)
+    vouched = _verify(path, data)
     try:
+        if not vouched and (part := damaged_part(data)):  # torch does not look at the archive's own checksums
+            raise _damaged(path, f"a part that is not as it was written ({part})")
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -82,7 +84,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
                 "use a checkpoint that fsdet wrote",
             )
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (*UNREADABLE, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise _damaged(path, f"{len(data)} bytes that cannot be read") from error
     _check_content(path, state)
     return state
@@ -134,15 +136,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _verify(path: Path, data: bytes) -> None:
+def _verify(path: Path, data: bytes) -> bool:
+    """Whether a manifest beside the file vouches for it. Raises CheckpointError where it has another sha256."""
     entry = read_manifest(path.parent).get("files", {}).get(path.name)
-    if not entry:  # a file away from its run: torch does not look at the zip's own checksums
-        if part := damaged_part(data):
-            raise _damaged(path, f"a part that is not as it was written ({part})")
-        return
+    if not entry:
+        return False
     digest = hashlib.sha256(data).hexdigest()
     if digest not in (entry.get("sha256"), entry.get("replaces")):
         raise _damaged(path, f"{len(data)} bytes whose sha256 is not the manifest's")
+    return True
 
 
 def candidates(folder: Path) -> list[Path]:

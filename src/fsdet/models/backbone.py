@@ -22,7 +22,7 @@ from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import LOGGER as _UL_LOGGER  # noqa: E402
 
 from fsdet.errors import CheckpointError, ConfigError, did_you_mean, explain  # noqa: E402
-from fsdet.files import damaged_part  # noqa: E402
+from fsdet.files import UNREADABLE, damaged_part  # noqa: E402
 
 logging.disable(_disabled)
 Image.open = _pil_open  # ultralytics replaces it with one that pip-installs plugins for unreadable images
@@ -30,6 +30,7 @@ log = logging.getLogger("fsdet")
 ConvBlock = ul_modules.Conv  # Conv2d without bias, BatchNorm, SiLU
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # what the YAML's own layers use
 DAMAGE = (
+    *UNREADABLE,
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -114,10 +115,10 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(explain("a weights file", "nothing there", str(path), "correct the path in the config"))
     data = path.read_bytes()
-    if part := damaged_part(data):
-        raise CheckpointError(explain("a readable torch file", f"one whose part {part} is not as it was written",
-                                      str(path), "fetch the file again"))  # fmt: skip
     try:
+        if part := damaged_part(data):
+            raise CheckpointError(explain("a readable torch file", f"one whose part {part} is not as it was written",
+                                          str(path), "fetch the file again"))  # fmt: skip
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
         with torch.serialization.safe_globals([_admitted(name, path) for name in needed]):
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
