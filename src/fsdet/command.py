@@ -17,6 +17,6 @@ def typed(line: str, *values: object) -> str:
     return f"{shlex.quote(str(shown))} -m {module} {rest}".rstrip()
 
 
-def checking(data: object, task: str = "fewshot") -> str:
+def checking(data: object, task: str | None = None) -> str:
     """The command that reads every file and label of a training's data."""
-    return typed("fsdet data check {} --deep", data) + ("" if task == "fewshot" else f" --task {task}")
+    return typed("fsdet data check {} --deep", data) + ("" if task in (None, "fewshot") else f" --task {task}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fsdet.command import typed
+from fsdet.command import checking, typed
 from fsdet.errors import RunFailed
 from fsdet.types import Task
 
@@ -37,8 +37,10 @@ class Quarantine:
         self.found: dict[str, dict[str, Any]] = {}
 
     @classmethod
-    def of(cls, task: Task, folder: Path, share: float, tells: bool = True, check: str = "") -> "Quarantine":
-        """That of a task, which may tell how many samples it draws from."""
+    def of(cls, task: Task, folder: Path, share: float, tells: bool, resolved: Mapping[str, Any]) -> "Quarantine":
+        """That of a task, which may tell how many samples it draws from, and of a run's resolved configuration."""
+        data = (resolved.get("data") or {}).get("path")
+        check = checking(data, resolved.get("task")) if data else ""
         return cls(folder, getattr(task, "samples", 0), share, task.batches_per_epoch, tells, check)
 
     def see(self, batch: Any, index: int) -> None:

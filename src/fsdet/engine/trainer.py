@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fsdet.command import checking, typed
+from fsdet.command import typed
 from fsdet.config import Guard, Log, Optim, Run, Save
 from fsdet.engine import folder, forensics, judging, portions, probe, records, rewind
 from fsdet.engine.allocator import keep_freed_memory
@@ -108,8 +108,7 @@ class Trainer:
             task, self.optimizer, device=self.device, precision=self.precision, guard=guard, ema=self.ema,
             peers=peers,
         )  # fmt: skip
-        self.quarantine = Quarantine.of(task, self.folder, guard.max_quarantined, peers.leads,
-                                        _check_of(resolved))  # fmt: skip
+        self.quarantine = Quarantine.of(task, self.folder, guard.max_quarantined, peers.leads, resolved)
         self.state = RunState(self.controller, self.guard, self.clipping, self.quarantine, self.resolved)
         self.saver = Saver(self.state, self.folder, save)
         self._begin()
@@ -445,9 +444,3 @@ class Trainer:
 
 def _trains(parameter: torch.nn.Parameter) -> bool:
     return parameter.requires_grad
-
-
-def _check_of(resolved: Mapping[str, Any]) -> str:
-    """The command that reads the data of a resolved configuration; empty where it names none."""
-    path = (resolved.get("data") or {}).get("path")
-    return checking(path, *([resolved["task"]] if "task" in resolved else [])) if path else ""
