@@ -63,8 +63,10 @@ def outdated(results: Mapping[str, Any], folder: Path) -> str:
 
     results: of results.json, by shots or of a split.
     """
-    saved = checkpoints.candidates(folder)
-    if not saved or results["checkpoint_sha256"] in {hashlib.sha256(path.read_bytes()).hexdigest() for path in saved}:
+    saved, told = checkpoints.candidates(folder), results["checkpoint_sha256"]
+    if not saved or any(
+        hashlib.sha256(path.read_bytes()).hexdigest() == told for path in reversed(saved)
+    ):  # best first
         return ""
     again = typed("fsdet eval {} --json {}", folder / "best.pt", folder / "results.json")
     return f"results.json is of an earlier checkpoint, of which nothing is left here. Next: {again}"
