@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from fsdet.errors import UserError
-from fsdet.registered import Registered, class_name, noted
+from fsdet.registered import RegisteredClass, class_name, noted
 
 
-def shots(*owners: int, seed: int = 0, threshold: float | None = None, calibrated: str = "") -> Registered:
+def shots(*owners: int, seed: int = 0, threshold: float | None = None, calibrated: str = "") -> RegisteredClass:
     """Three shots a, b and c on axes of their own; a negative for each owner, whose first value is its place."""
     rows = torch.eye(8)[seed : seed + 3]
     beside = torch.zeros(len(owners), 8)
     beside[:, 0] = torch.arange(len(owners))
-    return Registered(rows, beside, torch.tensor(owners, dtype=torch.int64), threshold, calibrated,
+    return RegisteredClass(rows, beside, torch.tensor(owners, dtype=torch.int64), threshold, calibrated,
                       ("a.jpg", "b.jpg", "c.jpg"), tuple(f"{seed}{letter}" for letter in "abc"))  # fmt: skip
 
 

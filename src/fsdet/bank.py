@@ -13,14 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fsdet.errors import CheckpointError, ShapeError, UserError, counted, did_you_mean, explain
+from fsdet.errors import CheckpointError, ShapeError, UserError, counted, did_you_mean, explain, some
 from fsdet.files import refuse_foreign, write_durably
-from fsdet.registered import Registered, class_name, noted
+from fsdet.registered import RegisteredClass, class_name, noted
 
 FORMAT = "fsdet-bank-2"
 READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
 UNIT = 1e-3  # by which the length of a unit row may differ from 1
-NAMED = 6  # classes or shots that a sentence names
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +118,7 @@ class PrototypeBank:
         )
 
     def known(self, name: str, instances: Tensor, sources: Sequence[str], marks: Sequence[str]) -> dict[int, int]:
-        """{which of these shots: which shot of class `name` it is}, both from 0; see `Registered.known`."""
+        """{which of these shots: which shot of class `name` it is}, both from 0; see `RegisteredClass.known`."""
         return self.classes[name].known(instances, sources, marks) if name in self.names else {}
 
     def beside(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> "PrototypeBank":
@@ -202,13 +201,13 @@ class PrototypeBank:
         return lines
 
     @property
-    def classes(self) -> dict[str, Registered]:
+    def classes(self) -> dict[str, RegisteredClass]:
         """{name: the class}, in the bank's order."""
         columns = (self.instances, self.negatives, self.negative_shots, self.thresholds, self.calibrated, self.sources,
                    self.marks)  # fmt: skip
-        return {name: Registered(*row) for name, *row in zip(self.names, *columns, strict=True)}
+        return {name: RegisteredClass(*row) for name, *row in zip(self.names, *columns, strict=True)}
 
-    def _of(self, classes: Mapping[str, Registered]) -> "PrototypeBank":
+    def _of(self, classes: Mapping[str, RegisteredClass]) -> "PrototypeBank":
         def column(name: str) -> tuple:
             return tuple(getattr(own, name) for own in classes.values())
 
@@ -363,6 +362,5 @@ def _held(path: Path) -> str:
         return "a bank that cannot be read"
     shots = [len(rows) for rows in bank.instances]
     each = [f"{name} {count}" for name, count in zip(bank.names, shots, strict=True)]
-    more = [f"{len(each) - NAMED} more"] if len(each) > NAMED else []
-    told = f" ({', '.join([*each[:NAMED], *more])})" if each else ""
+    told = f" ({some(each)})" if each else ""
     return f"a bank of {counted(len(each), 'class', 'es')}, {counted(sum(shots), 'shot')}{told}"

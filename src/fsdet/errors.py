@@ -2,8 +2,10 @@
 """What can go wrong, sorted by who can mend it: the user (exit 2), the run (exit 1), a signal (130 / 143)."""
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+NAMED = 6  # things that a sentence names
 
 
 class FsdetError(Exception):
@@ -68,6 +70,12 @@ def explain(expected: str, got: str, where: str, next_step: str) -> str:
 def counted(count: int, word: str, plural: str = "s") -> str:
     """`1 shot`, `2 shots`."""
     return f"{count} {word}{plural * (count != 1)}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first NAMED of them, and how many more there are."""
+    more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

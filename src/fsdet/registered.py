@@ -14,7 +14,7 @@ EQUAL, ALIKE = 5e-7, 1e-3  # between unit rows of one shot: read in other compan
 
 
 @dataclass(frozen=True, eq=False)
-class Registered:
+class RegisteredClass:
     """A class of a bank: K shots, what is beside them in their images, and a threshold.
 
     instances: [K, D] unit rows. negatives: [m, D] unit rows, of places in the support images that are not the object;
@@ -35,12 +35,12 @@ class Registered:
         """K."""
         return len(self.instances)
 
-    def beside(self, negatives: Tensor, shots: Tensor) -> "Registered":
+    def beside(self, negatives: Tensor, shots: Tensor) -> "RegisteredClass":
         """With [m, D] more negatives, and the shot [m] each is from."""
         return replace(self, negatives=torch.cat((self.negatives, negatives)),
                        negative_shots=torch.cat((self.negative_shots, shots)))  # fmt: skip
 
-    def kept(self, shots: Sequence[int]) -> "Registered":
+    def kept(self, shots: Sequence[int]) -> "RegisteredClass":
         """With only these shots, in this order, and what is beside them in their images."""
         place = torch.full((len(self),), -1)
         place[list(shots)] = torch.arange(len(shots))
@@ -49,7 +49,7 @@ class Registered:
                        negative_shots=place[self.negative_shots[stays]], sources=tuple(self.sources[k] for k in shots),
                        marks=tuple(self.marks[k] for k in shots))  # fmt: skip
 
-    def joined(self, other: "Registered") -> "Registered":
+    def joined(self, other: "RegisteredClass") -> "RegisteredClass":
         """The shots of both, those of `other` that are here already (`known`) once.
 
         The larger threshold is kept, as the shots of the two have not been calibrated together.
@@ -62,7 +62,7 @@ class Registered:
                        marks=self.marks + new.marks)  # fmt: skip
         return both.beside(new.negatives, new.negative_shots + len(self)).judged(*_larger(self, other))
 
-    def judged(self, threshold: float | None, calibrated: str) -> "Registered":
+    def judged(self, threshold: float | None, calibrated: str) -> "RegisteredClass":
         """With this threshold, and what it was read from."""
         return replace(self, threshold=threshold, calibrated=calibrated)
 
@@ -86,7 +86,7 @@ class Registered:
         return found
 
 
-def _larger(one: Registered, two: Registered) -> tuple[float | None, str]:
+def _larger(one: RegisteredClass, two: RegisteredClass) -> tuple[float | None, str]:
     """The larger threshold of two registrations of a class, and where it is from."""
     given = [r for r in (one, two) if r.threshold is not None]
     if len(given) == 2:

@@ -16,7 +16,8 @@ from fsdet.types import ImageRecord
 
 log = logging.getLogger("fsdet")
 NO_CLASS = (".", "__MACOSX")  # folders that archives and file managers leave
-BOX_FILES, LISTS = (".txt", ".xml"), ("classes.txt",)  # which labelling tools leave beside the boxes
+BOX_FILES = (".txt", ".xml")
+CLASS_LIST = "classes.txt"  # labelling tools leave it beside the boxes
 _LAYOUT = "put images into DIR/<class>/, with a box file of the same name where the object does not fill the image"
 
 
@@ -85,7 +86,9 @@ def _tell_passed_over(classes: list[str], root: Root, report: Report) -> None:
     for file in root.files(root.folder):
         if is_image(file):
             report.add("image outside the class folders", file)
-    for name in filter(lambda name: root.contains(root.folder / name), classes):
+    for name in classes:
+        if not root.contains(root.folder / name):
+            continue
         files = root.files(root.folder / name)
         pictures = {os.path.splitext(file)[0] for file in files if is_image(file)}
         for entry in sorted(os.scandir(root.folder / name), key=lambda entry: entry.name):
@@ -97,7 +100,7 @@ def _tell_passed_over(classes: list[str], root: Root, report: Report) -> None:
                 report.add("missing image", where, "a link to nothing")
             elif entry.is_dir():
                 report.add("folder in a class folder", where)
-            elif suffix.lower() in BOX_FILES and stem not in pictures and entry.name not in LISTS:
+            elif suffix.lower() in BOX_FILES and stem not in pictures and entry.name != CLASS_LIST:
                 report.add("label file without an image", where)
 
 

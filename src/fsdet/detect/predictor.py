@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsdet.bank import NAMED, PrototypeBank
+from fsdet.bank import PrototypeBank
 from fsdet.data.images import Picture, read_rgb, rgb_of
 from fsdet.data.preprocessing import Preprocessing
 from fsdet.data.transforms import Sample, resize_long
@@ -18,7 +18,7 @@ from fsdet.detect.calibration import COPIES, USUAL, Calibrator, Place, copies, o
 from fsdet.detect.postprocess import NMS_IOU, select, to_original
 from fsdet.detect.scoring import ClassShots, Vocabulary, class_scores, own_classes, worth_scoring
 from fsdet.detect.support import VIEWS, embed_instances, negative_rows, whole_images
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, explain, some
 from fsdet.models.build import model_sha256
 from fsdet.models.detector import DualDetector
 from fsdet.models.fused import fused
@@ -118,7 +118,7 @@ class Predictor:
         before, numbers, again = self._enter(name, instances, names, [mark for s in found for mark in marks(s)])
         if again:
             log.warning("'%s': %d of %d shots are in the bank already and are not added twice (%s)", name, len(again),
-                        len(instances), _some([names[k] for k in again]))  # fmt: skip
+                        len(instances), some([names[k] for k in again]))  # fmt: skip
         own, places = iter(numbers), [where for where, _, _ in images]
         self._album.add(name, before, places, found, [[next(own) for _ in sample.boxes] for sample in found])
         if len(again) < len(instances):
@@ -257,8 +257,3 @@ def class_shots(bank: PrototypeBank, index: int, device: torch.device) -> ClassS
     """A bank's class as scoring reads it."""
     rows = (bank.instances[index], bank.negatives[index], bank.negative_shots[index])
     return ClassShots(*(t.to(device) for t in rows))
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first NAMED of them."""
-    return ", ".join([*names[:NAMED], *([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])])

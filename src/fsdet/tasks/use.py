@@ -114,7 +114,6 @@ class Copies:
         self._written: list[str] = []
         self._pictures: dict[str, str] = {}
         self._unread: list[str] = []
-        self._seen = 0
         if out.resolve() in {path.parent.resolve() for path in paths}:
             raise UserError(explain("a folder beside the images", "the images' own", str(out), "name another --out"))
         wanted = [out / name for stem in self._stems for name in self._files(stem)]
@@ -140,7 +139,6 @@ class Copies:
         self._rows += coco_rows(found, self._names[i])
         self._written += files
         self._pictures[self._names[i]] = files[0]
-        self._seen += 1
 
     def close(self, predictor: Predictor | PortablePredictor) -> str:
         """Write predictions.json; returns the summary."""
@@ -150,7 +148,7 @@ class Copies:
         count = Counter(names[row["category_id"]] for row in self._rows)
         others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
         seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
-        looked = f"{counted(self._seen, 'image')}, {counted(len(self._rows), 'detection')}"
+        looked = f"{counted(len(self._pictures), 'image')}, {counted(len(self._rows), 'detection')}"
         lines = [f"{looked} ({', '.join(seen) or 'none'}) -> {self._out}"]
         return "\n".join([*lines, *(f"left out: {text}" for text in self._unread)])
 
