@@ -7,10 +7,14 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from ultralytics.nn import modules as ul_modules
 from ultralytics.nn.tasks import DetectionModel
 
+from fsdet.engine.footprint import saved_bytes
 from fsdet.errors import CheckpointError, ConfigError
-from fsdet.models.backbone import build_trunk, read_weights, run_trunk, trunk_names
+from fsdet.models.backbone import ConvBlock, build_trunk, read_weights, run_trunk, trunk_names
 from fsdet.models.detector import DualDetector
 
 CASES = [("yolov8n", "P3-P5", (8, 16, 32)), ("yolov8n-p2", "P3-P5", (4, 8, 16, 32)),
@@ -35,6 +39,71 @@ def test_trunk_gives_what_ultralytics_feeds_its_head(name, levels, strides):
     assert [x.shape[1] for x in ours] == list(trunk.channels)
     for mine, theirs in zip(ours, seen, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def trained_norms(model):
+    """As after a training: statistics and affine of every BatchNorm away from the identity."""
+    torch.manual_seed(3)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 2.0)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.2, 3.0)
+    return model
+
+
+@pytest.mark.parametrize("settings", [(6, 8, 3, 2), (6, 6, 3, 1, None, 6), (6, 8, 1, 1, None, 1, 1, False)])
+def test_a_frozen_norm_within_its_convolution_has_the_values_and_gradients_of_the_two(settings):
+    block = trained_norms(ConvBlock(*settings)).double().train()
+    block.bn.eval()
+    x = torch.randn(2, 6, 9, 10, dtype=torch.double, requires_grad=True)
+    leaves = [x, block.conv.weight, block.bn.weight, block.bn.bias]
+    between = F.conv2d(x, block.conv.weight, None, block.conv.stride, block.conv.padding, groups=block.conv.groups)
+    norm = block.bn
+    between = F.batch_norm(between, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    wanted = F.silu(between) if isinstance(block.act, nn.SiLU) else between
+    towards = torch.randn_like(wanted)
+    got = block(x)
+    torch.testing.assert_close(got, wanted)
+    for one, two in zip(torch.autograd.grad(got, leaves, towards), torch.autograd.grad(wanted, leaves, towards),
+                        strict=True):  # fmt: skip
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+def test_a_detector_with_frozen_norms_keeps_a_third_less_for_its_backward_pass(name, monkeypatch):
+    model = trained_norms(DualDetector(name, classes=5, embed_dim=32)).eval()
+    first = model.backbone[0].conv.weight
+
+    def passed(count=1):
+        dense = model.dense(torch.full((count, 3, 96, 96), 0.5))
+        return dense.box_logits.square().mean() + dense.standard.square().mean() + dense.embeddings[..., 0].mean()
+
+    def of_an_image():  # beside them stand the scaled weights, once a pass
+        return saved_bytes(lambda: passed(2), model) - saved_bytes(passed, model)
+
+    less, grads = of_an_image(), torch.autograd.grad(passed(), first)
+    monkeypatch.setattr(ConvBlock, "forward", ul_modules.Conv.forward)
+    more, wanted = of_an_image(), torch.autograd.grad(passed(), first)
+    assert less < 0.75 * more
+    torch.testing.assert_close(grads, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_who_listens_to_a_norm_hears_it_frozen_too_and_one_that_trains_learns():
+    block, heard = ConvBlock(3, 4).train(), []
+    block(torch.randn(2, 3, 8, 8) + 5)
+    moved = block.bn.running_mean.clone()
+    assert moved.abs().max() > 0
+    block.bn.eval()
+    x = torch.randn(2, 3, 8, 8)
+    alone = block(x)
+    with torch.no_grad():
+        handle = block.bn.register_forward_hook(lambda *told: heard.append(told[2]))
+        torch.testing.assert_close(block(x), alone)
+        handle.remove()
+        block(x)
+    assert len(heard) == 1 and torch.equal(block.bn.running_mean, moved)
 
 
 @pytest.mark.parametrize(("name", "levels", "word"), [("yolov8q", "P3-P5", "yolov8"), ("yolo11n", "P2-P5", "P2-P5"),
