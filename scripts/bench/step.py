@@ -2,7 +2,8 @@
 """One stage-1 step of ours against Ultralytics' own, interleaved in one process, on the same images and targets.
 
 Ours: dual head, the losses given by --losses, guards, EMA, a row in metrics.jsonl. Theirs: DetectionModel,
-v8DetectionLoss, clip, SGD, EMA. `--against plain` is our own model, losses, clip, SGD and EMA without guards and row.
+v8DetectionLoss, clip, SGD, EMA. `--against plain` is our own model, losses, clip, SGD and EMA without guards and row;
+`--against apart` freezes BatchNorm in both, as stages 2 and 3 do, and leaves it outside the convolutions in the other.
 Both count process time of one step, so that other load on the machine drops out of the ratio; on a GPU, wall time
 from pinned batches on the host to the end of the step's kernels.
 
@@ -27,6 +28,7 @@ from fsdet.engine.guard import StepGuard
 from fsdet.engine.optimizer import autocast, build_optimizer
 from fsdet.engine.records import Records
 from fsdet.engine.step import StepController
+from fsdet.models.backbone import ConvBlock
 from fsdet.models.build import build_model, model_spec
 from fsdet.objective import MultiLoss
 from fsdet.types import Episode, Targets
@@ -59,6 +61,10 @@ class Ours:
         self.model = build_model(spec).to(args.device, memory_format=torch.channels_last).train()
         self.objective = MultiLoss({n: WEIGHTS[n] for n in args.losses}).to(args.device)
         self.device, self.precision = torch.device(args.device), args.precision
+        if args.against == "apart":
+            for norm in self.model.modules():
+                if isinstance(norm, torch.nn.BatchNorm2d):
+                    norm.eval()
         self.optimizer, self.ema = build_optimizer(self.param_groups(), Optim(lr=1e-3)), Ema(self.model, 0.9999, 2000)
         self.open(args)
 
@@ -103,6 +109,18 @@ class Plain(Ours):
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model)
         self.objective.commit()
+
+
+class Apart(Ours):
+    """The same step with Ultralytics' own blocks, in which a frozen BatchNorm is a pass of its own."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ultralytics.nn.modules import Conv
+
+        super().__init__(args)
+        for block in self.model.modules():
+            if isinstance(block, ConvBlock):
+                block.__class__ = Conv
 
 
 class Theirs:
@@ -164,11 +182,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    parser.add_argument("--against", default="theirs", choices=("theirs", "plain"))
+    parser.add_argument("--against", default="theirs", choices=("theirs", "plain", "apart"))
     parser.add_argument("--losses", nargs="+", default=["bbox", "cls", "dfl", "supcon"], choices=sorted(WEIGHTS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ours, theirs = Ours(args), {"theirs": Theirs, "plain": Plain}[args.against](args)
+    ours, theirs = Ours(args), {"theirs": Theirs, "plain": Plain, "apart": Apart}[args.against](args)
     batches = [scene(args.batch, args.size, args.classes, seed) for seed in range(4)]
     if args.device != "cpu":
         batches = [batch.pin_memory() for batch in batches]

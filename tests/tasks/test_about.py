@@ -30,6 +30,9 @@ kind = kind_of(settings.task, "test")
 spec = kind.planned(settings)[0]
 model = kind.network(spec, "test").train()
 told = about.step_memory(kind, model, spec, settings, [(batch, side)], "fp32")
+for norm in model.modules():
+    if settings.stage.freeze_norm and isinstance(norm, torch.nn.BatchNorm2d):
+        norm.eval()
 optimizer = build_optimizer(model.groups(), settings.optim)
 def step(images):
     kind.practice(model, images).backward()
@@ -52,7 +55,8 @@ print(told.total - told.weights - told.ema, 1024 * (kilobytes("VmHWM") - before)
     not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from Linux's /proc"
 )
 @pytest.mark.parametrize(
-    ("file", "batch", "side"), [("stage_1.yaml", 8, 256), ("docuforge.yaml", 32, 128), ("maskrcnn.yaml", 4, 256)]
+    ("file", "batch", "side"),
+    [("stage_1.yaml", 8, 256), ("stage_2.yaml", 8, 256), ("docuforge.yaml", 32, 128), ("maskrcnn.yaml", 4, 256)],
 )
 def test_the_estimate_is_what_a_process_grows_by_within_a_third(file, batch, side):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -97,6 +101,12 @@ def test_size_batch_and_budget_may_be_asked_for(sets, tmp_path, capsys):
     assert any("of 2 M: over the budget" in row for row in told(capsys, *line, "--budget", "2"))
     assert main(["info", *line, "--size", "100"]) == 2 and "a multiple of 32" in capsys.readouterr().err
     assert main(["info", *line, "--size", "10000000"]) == 2 and "up to 4096, got '10000000'" in capsys.readouterr().err
+
+
+def test_batchnorm_that_keeps_its_statistics_takes_less_memory(capsys):
+    line = (str(ROOT / "configs/demo/stage_1.yaml"), "data.path=", "run.device=cpu", "--size", "640")
+    moving, still = (told(capsys, *line, f"stage.freeze_norm={word}") for word in ("false", "true"))
+    assert numbers(still)[1] < 0.8 * numbers(moving)[1]
 
 
 def test_the_two_branches_of_the_detector_are_told_apart(best, capsys):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsdet import config as configs
 from fsdet.config import Config
@@ -127,8 +128,8 @@ def images_of(kind: Kind, config: Config, asked: Asked) -> list[tuple[int, int]]
 def step_memory(kind: Kind, model: nn.Module, spec: Mapping[str, Any], config: Config,
                 images: Sequence[tuple[int, int]], precision: str) -> Memory:  # fmt: skip
     """Of a training step over `images`, (number, side px) each; the model's frozen parameters keep nothing."""
-    line = activations_of(kind, model, spec, precision)
-    kept = sum(count * line.at(side) for count, side in images)
+    line, fixed = activations_of(kind, model, spec, precision, still=config.stage.freeze_norm)
+    kept = sum(fixed + count * line.at(side) for count, side in images)
     pixels = sum(count * 3 * side**2 * 4 for count, side in images)
     found = memory(model, kept, pixels, optimizer=config.optim.name, ema=config.optim.ema > 0)
     return replace(found, weights=found.weights + _beside(model))
@@ -141,19 +142,34 @@ def _beside(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in listed if id(p) not in own)
 
 
-def activations_of(kind: Kind, model: nn.Module, spec: Mapping[str, Any], precision: str) -> Line:
-    """What one image leaves for the backward pass, by its size; measured on two small batches."""
-    kept = []
+def activations_of(kind: Kind, model: nn.Module, spec: Mapping[str, Any], precision: str, *,
+                   still: bool = False) -> tuple[Line, int]:  # fmt: skip
+    """What one image leaves for the backward pass, by its size, and bytes that a pass leaves whatever its images.
+
+    Measured on two small batches of each of two sizes. still: BatchNorm keeps its statistics, as stage.freeze_norm
+    has it; the weights of a convolution are then made anew for a pass.
+    """
+    kept, fixed = [], 0
     for side in MEASURED:
         used = _sized(kind, model, spec, side).train()
-        images = torch.rand(PAIR, 3, side, side, generator=torch.Generator().manual_seed(side))
+        for norm in used.modules():
+            if isinstance(norm, _BatchNorm) and still:
+                norm.eval()
+        one, two = (_saved(kind, used, pairs * PAIR, side, precision) for pairs in (1, 2))
+        kept.append((two - one) // PAIR)
+        fixed = max(fixed, 2 * one - two)
+    return line_through(MEASURED, (kept[0], kept[1])), fixed
 
-        def run(used: nn.Module = used, images: Tensor = images) -> Tensor:
-            with autocast(images.device, precision):
-                return kind.practice(used, images)
 
-        kept.append(saved_bytes(run, used) // PAIR)
-    return line_through(MEASURED, (kept[0], kept[1]))
+def _saved(kind: Kind, model: nn.Module, count: int, side: int, precision: str) -> int:
+    """Bytes that a pass over `count` images with this side, px, keeps."""
+    images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(side))
+
+    def run() -> Tensor:
+        with autocast(images.device, precision):
+            return kind.practice(model, images)
+
+    return saved_bytes(run, model)
 
 
 def _sized(kind: Kind, model: nn.Module, spec: Mapping[str, Any], side: int) -> nn.Module:
