@@ -29,7 +29,7 @@ settings = config.load(file, [f"data.image_size={side}"])
 kind = kind_of(settings.task, "test")
 spec = kind.planned(settings)[0]
 model = kind.network(spec, "test").train()
-told = about.step_memory(kind, model, spec, settings, [(batch, side)], "fp32")
+told = about.step_memory(kind, model, spec, settings, [(batch, side)], "fp32", torch.device("cpu"))
 for norm in model.modules():
     if settings.stage.freeze_norm and isinstance(norm, torch.nn.BatchNorm2d):
         norm.eval()

@@ -42,17 +42,19 @@ BACKBONES = tuple(f"{family}{size}" for family in ("yolov8", "yolo11") for size 
 
 
 class ConvBlock(ul_modules.Conv):
-    """Conv2d without bias, BatchNorm, SiLU; a BatchNorm that keeps its statistics works within the convolution.
+    """Conv2d without bias, BatchNorm, SiLU; on a CPU a BatchNorm that keeps its statistics is part of the convolution.
 
     With s = gamma / sqrt(variance + eps) it says act(conv(x; w s) + beta - mean s): the same, with the same gradients
-    to w, gamma and beta, without the tensor between convolution and BatchNorm. A step with frozen BatchNorm takes
-    about .93 of its time on a CPU, and keeps a third less for the backward pass (docs/notebook.md).
+    to w, gamma and beta, without the tensor between convolution and BatchNorm. A step with frozen BatchNorm keeps a
+    third less for the backward pass and takes about .95 of its time (docs/notebook.md). A GPU would have more small
+    kernels to start a layer, which nobody has measured.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         norm, conv = self.bn, self.conv
+        still = isinstance(norm, nn.BatchNorm2d) and not norm.training
         heard = conv._forward_hooks or norm._forward_hooks  # who listens to a part is told what that part says
-        if not isinstance(norm, nn.BatchNorm2d) or norm.training or heard:
+        if not still or heard or x.device.type != "cpu":
             return super().forward(x)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale

@@ -102,11 +102,10 @@ def _frozen(count: int, trained: int) -> str:
 
 
 def _memory_lines(kind: Kind, model: nn.Module, spec: Mapping[str, Any], config: Config, asked: Asked) -> list[str]:
-    precision = choose_precision(
-        config.run.precision, torch.device("cpu") if config.run.device == "cpu" else choose_device("auto")
-    )
+    device = torch.device("cpu") if config.run.device == "cpu" else choose_device("auto")
+    precision = choose_precision(config.run.precision, device)
     images = images_of(kind, config, asked)
-    found = step_memory(kind, model, spec, config, images, precision)
+    found = step_memory(kind, model, spec, config, images, precision, device)
     (count, side), *windows = images
     beside = "".join(f" and {n} supports at {px} px" for n, px in windows)
     parts = {"activations": found.activations, "weights, gradients, optimizer, EMA": found.weights + found.gradients
@@ -126,9 +125,11 @@ def images_of(kind: Kind, config: Config, asked: Asked) -> list[tuple[int, int]]
 
 
 def step_memory(kind: Kind, model: nn.Module, spec: Mapping[str, Any], config: Config,
-                images: Sequence[tuple[int, int]], precision: str) -> Memory:  # fmt: skip
+                images: Sequence[tuple[int, int]], precision: str,
+                device: torch.device) -> Memory:  # fmt: skip
     """Of a training step over `images`, (number, side px) each; the model's frozen parameters keep nothing."""
-    line, fixed = activations_of(kind, model, spec, precision, still=config.stage.freeze_norm)
+    within = config.stage.freeze_norm and device.type == "cpu"  # models/backbone.py: nowhere else
+    line, fixed = activations_of(kind, model, spec, precision, still=within)
     kept = sum(fixed + count * line.at(side) for count, side in images)
     pixels = sum(count * 3 * side**2 * 4 for count, side in images)
     found = memory(model, kept, pixels, optimizer=config.optim.name, ema=config.optim.ema > 0)
