@@ -124,6 +124,28 @@ def test_shots_of_a_bank_that_knows_no_marks_are_found_by_their_rows(best, place
     assert PrototypeBank.load(Path("old.bank")).sources == (("1.png", "2.png", "0.png"), ("1.png",))
 
 
+def test_a_shot_of_two_classes_is_told_by_name(best, place, caplog):
+    """The same picture in two folders, and a json's box under two names; two objects in one picture are as they are."""
+    shutil.copy("support/mug/1.png", "support/pen/cup.png")
+    argv = ["register", str(best), "--device", "cpu", "--support"]
+    assert main([*argv, "support", "--out", "my.bank"]) == 0
+    [told] = [r.message for r in caplog.records if "another class" in r.message]
+    assert told.startswith("'pen': the same image and box as in another class: cup.png is 1.png of 'mug'; the two will")
+    caplog.clear()
+    assert main([*argv, "support", "--into", "my.bank"]) == 0
+    assert "another class" not in caplog.text, "what is in the bank has been told"
+    for wide, told in ((40, ["'b': the same image and box as in another class: 2.png is 2.png of 'a'"]), (41, [])):
+        caplog.clear()
+        boxes = [{"id": i, "image_id": 1, "category_id": i, "bbox": [5, 5, width, 40], "area": 9, "iscrowd": 0}
+                 for i, width in ((1, 40), (2, wide))]  # fmt: skip
+        Path("support/mug/some.json").write_text(json.dumps({
+            "images": [{"id": 1, "file_name": "2.png", "width": 120, "height": 80}], "annotations": boxes,
+            "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}))  # fmt: skip
+        more = ["--support", "support/mug/some.json", "--source", "photos", "--out", "out", "--device", "cpu"]
+        assert main(["predict", str(best), *more]) == 0
+        assert [r.message.split(";")[0] for r in caplog.records if "another class" in r.message] == told
+
+
 def test_images_of_one_stem_have_a_drawing_each(best, place):
     assert main(["predict", str(best), "--source", "photos", "--out", "out", "--device", "cpu"]) == 0
     assert {p.name for p in Path("out").iterdir()} == {"a.jpg", "a.png.jpg", "predictions.json"}
