@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Writing a file whole or not at all: the one place that replaces files users may have."""
 
+import hashlib
 import io
 import json
 import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fsdet.errors import UserError, explain
@@ -62,6 +63,48 @@ def listed(index: Path) -> set[str]:
 def listing(index: Path, names: Iterable[str]) -> list[str]:
     """What the next index has under "written": `names`, and what it listed before and still lies there."""
     return sorted({*names, *(name for name in listed(index) if (index.parent / name).is_file())})
+
+
+def digests(index: Path) -> dict[str, str]:
+    """{file: its sha256 as it was written} of those beside an index of which it says that, under "sha256"."""
+    told = read_json(index).get("sha256")
+    return {name: str(digest) for name, digest in told.items()} if isinstance(told, dict) else {}
+
+
+def earlier(index: Path, written: Iterable[str]) -> list[str]:
+    """Files that an index lists, lie there, and are none of `written`."""
+    folder, spelt = index.parent, {name.casefold(): name for name in written}
+
+    def is_other(name: str) -> bool:  # not where A.jpg is a.jpg
+        twin, path = spelt.get(name.casefold()), folder / name
+        return path.is_file() and not (twin and (folder / twin).exists() and path.samefile(folder / twin))
+
+    return sorted(filter(is_other, listed(index)))
+
+
+def remove_unchanged(folder: Path, written: Mapping[str, str]) -> list[str]:
+    """Remove those files of a folder, {name: sha256}, that are as they were written; returns their names.
+
+    What has changed since, has no sha256 ("") or is a link or outside of the folder may be somebody's, and stays, as
+    does what cannot be removed.
+    """
+    removed = []
+    for name, digest in written.items():
+        path = folder / name
+        inside = not path.is_symlink() and path.resolve().is_relative_to(folder.resolve())
+        try:
+            if inside and digest and sha256_of(path) == digest:
+                path.unlink()
+                removed.append(name)
+        except OSError:  # it is not among those returned, which the caller tells
+            continue
+    return removed
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_unwritable(path: Path) -> None:

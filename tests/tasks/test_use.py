@@ -352,13 +352,43 @@ def test_a_folder_of_predictions_is_written_again_but_not_what_came_into_it(best
     written = ["a.jpg", "a.png.jpg", "labels/a.png.txt", "labels/a.txt"]
     assert json.loads(Path("out/predictions.json").read_text())["written"] == written
     assert main([*argv[:3], "photos/*.png", *argv[4:]]) == 0, "a.jpg is the copy of another image now"
-    assert json.loads(Path("out/predictions.json").read_text())["written"] == written
+    assert json.loads(Path("out/predictions.json").read_text())["written"] == ["a.jpg", "labels/a.txt"]
     shutil.copy("photos/a.png", "photos/mine.png")
     Path("out/mine.jpg").write_text("mine")
     capsys.readouterr()
     assert main(argv) == 2
     assert "got mine.jpg and 0 more, which predictions.json does not list" in capsys.readouterr().err
     assert Path("out/mine.jpg").read_text() == "mine"
+
+
+def test_drawings_of_an_earlier_predict_are_removed_but_not_what_was_changed_since(best, place, capsys):
+    """By the sha256 in predictions.json; where that is not known, or names a file elsewhere, nothing is removed."""
+    index = Path("out/predictions.json")
+    for name in ("b", "c", "d", "e"):
+        shutil.copy("photos/a.png", f"photos/{name}.png")
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--txt", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 0 and "earlier" not in capsys.readouterr().out
+    assert main(argv) == 0 and "earlier" not in capsys.readouterr().out, "all of them are written again"
+    with Image.open("out/b.jpg") as drawn:
+        drawn.rotate(180).save("out/b.jpg", comment=drawn.info["comment"])
+    Path("out/mine.jpg").write_text("mine")
+    Path("kept.jpg").write_bytes(Path("out/c.jpg").read_bytes())
+    Path("out/d.jpg").unlink()
+    Path("out/d.jpg").symlink_to("../kept.jpg")
+    content = json.loads(index.read_text())
+    del content["sha256"]["e.jpg"]
+    content["sha256"]["../kept.jpg"] = content["sha256"]["d.jpg"] = content["sha256"]["c.jpg"]
+    content["written"].append("../kept.jpg")
+    index.write_text(json.dumps(content))
+    argv[3] = "photos/a.*"
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "removed 5 files of an earlier predict that this one did not write again" in told
+    stay = "4 files of an earlier predict, changed since, or not known to be as written (../kept.jpg, b.jpg, d.jpg, e"
+    assert f"still there: {stay}" in told
+    assert {p.name for p in Path("out").glob("[b-z]*.jpg")} == {"b.jpg", "d.jpg", "e.jpg", "mine.jpg"}
+    assert sorted(p.name for p in Path("out/labels").iterdir()) == ["a.png.txt", "a.txt"] and Path("kept.jpg").is_file()
+    assert set(json.loads(index.read_text())["written"]) >= {"b.jpg", "e.jpg"}
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(best, place):
@@ -386,9 +416,12 @@ def test_a_signal_keeps_what_was_found(best, place, monkeypatch, capsys):
     found = json.loads(Path("out/predictions.json").read_text())
     assert {row["image"] for row in found["predictions"]} == {"a.jpg", "a.png", "b.png"}
     assert found["written"] == ["a.jpg", "a.png.jpg", "b.jpg"]
-    monkeypatch.undo()
-    monkeypatch.chdir(place)
-    assert main(argv) == 0 and Path("out/c.jpg").exists()
+    with monkeypatch.context() as calm:
+        calm.setattr(use, "read_rgb", read_rgb)
+        assert main(argv) == 0 and Path("out/c.jpg").exists()
+    assert main(argv) == 130
+    told = "still there: 1 file of an earlier predict, as this one was stopped (c.jpg)"
+    assert told in capsys.readouterr().err and Path("out/c.jpg").exists()
 
 
 @pytest.mark.parametrize("out", ["notes.txt/out", "/proc/nowhere/out"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A video or camera is watched frame by frame; what is written can be read back, and a signal loses nothing."""
 
+import hashlib
 import json
 import os
 import signal
@@ -111,6 +112,22 @@ def test_the_annotated_film_has_every_frame_its_rate_and_a_box_where_the_object_
     shade = np.array((255, 82, 82))  # of the first track
     assert np.abs(edge - shade).sum(-1).min() < 60, "its left side is drawn"
     assert np.abs(frames[19] - 90).max() < 30, "nothing is drawn where nothing is"
+
+
+def test_a_film_is_never_removed_and_what_stays_of_an_earlier_predict_is_told(place, eye, capsys):
+    eye()
+    assert look("film.mp4", "--txt") == 0 and "earlier" not in capsys.readouterr().out
+    Path("out/a.jpg").write_bytes(b"drawn")
+    found = read()
+    found["written"].append("a.jpg")
+    found["sha256"]["a.jpg"] = hashlib.sha256(b"drawn").hexdigest()
+    Path("out/predictions.json").write_text(json.dumps(found))
+    Path("other.mp4").write_bytes(Path("film.mp4").read_bytes())
+    assert main(["predict", "film.mp4", "--source", "other.mp4", "--out", "out", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "removed 1 file of an earlier predict" in told and not Path("out/a.jpg").exists()
+    assert "still there: 16 files of an earlier predict, changed since, or not known to be as wr" in told
+    assert Path("out/film.mp4").is_file() and len(list(Path("out/labels").iterdir())) == 15
 
 
 def test_the_first_frames_alone_and_without_a_copy(place, eye):

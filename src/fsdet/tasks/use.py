@@ -3,9 +3,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor, open_onnx
 from fsdet.detect.support import VIEWS
 from fsdet.engine.signals import Signals
-from fsdet.errors import CheckpointError, DataError, Stopped, UserError, counted, explain
+from fsdet.errors import CheckpointError, DataError, Stopped, UserError, counted, explain, some
 from fsdet.evaluation.summary import write_json
-from fsdet.files import listing, refuse_others, write_durably
+from fsdet.files import digests, earlier, refuse_others, remove_unchanged, sha256_of, write_durably
 from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
@@ -92,7 +93,7 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
             copies.take(i, predictor, conf)
             if signals.received:
                 break
-    told = copies.close(predictor)
+    told = copies.close(predictor, whole=not signals.received)
     if signals.received:
         raise Stopped(f"stopped, and what was found is kept. {told}", signals.received)
     return told
@@ -111,7 +112,7 @@ class Copies:
         self._names = [path.name if same[path.name] == 1 else path.as_posix() for path in paths]
         self._stems = _stems(paths)
         self._rows: list[dict] = []
-        self._written: list[str] = []
+        self._written: dict[str, str] = {}
         self._pictures: dict[str, str] = {}
         self._unread: list[str] = []
         if out.resolve() in {path.parent.resolve() for path in paths}:
@@ -137,20 +138,48 @@ class Copies:
         for name in files[1:]:
             write_durably(self._out / name, yolo_rows(found, image.shape[:2]).encode())
         self._rows += coco_rows(found, self._names[i])
-        self._written += files
+        self._written |= {name: sha256_of(self._out / name) for name in files}
         self._pictures[self._names[i]] = files[0]
 
-    def close(self, predictor: Predictor | PortablePredictor) -> str:
-        """Write predictions.json; returns the summary."""
+    def close(self, predictor: Predictor | PortablePredictor, whole: bool = True) -> str:
+        """Write predictions.json and, where every image was looked at, remove what an earlier run wrote and this one
+        did not; returns the summary."""
         index, names = self._out / INDEX, predictor.names
-        write_json(index, {"names": list(names), "written": listing(index, self._written), "pictures": self._pictures,
-                           "predictions": self._rows})  # fmt: skip
+        content = {"names": list(names), "pictures": self._pictures, "predictions": self._rows}
+        cleared = write_index(index, content, self._written, clear=whole)
         count = Counter(names[row["category_id"]] for row in self._rows)
         others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
         seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
         looked = f"{counted(len(self._pictures), 'image')}, {counted(len(self._rows), 'detection')}"
         lines = [f"{looked} ({', '.join(seen) or 'none'}) -> {self._out}"]
-        return "\n".join([*lines, *(f"left out: {text}" for text in self._unread)])
+        return "\n".join([*lines, *(f"left out: {text}" for text in self._unread), *cleared])
+
+
+def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, str], *, clear: bool) -> list[str]:
+    """Write predictions.json with the files beside it; returns lines about those of earlier runs, which are no results
+    of this one.
+
+    Args:
+        written: {name: sha256} of this run's files, "" for one that no later run shall remove.
+        clear: remove files of earlier runs, those that are as they were written.
+    """
+    known, old = digests(index) | dict(written), earlier(index, written)
+
+    def write(names: Iterable[str]) -> None:
+        of_each = {name: known[name] for name in names if known.get(name)}
+        write_json(index, {**content, "written": sorted(names), "sha256": of_each})
+
+    write([*written, *old])
+    removed = remove_unchanged(index.parent, {name: known.get(name, "") for name in old}) if clear else []
+    stay = [name for name in old if name not in removed]
+    lines = []
+    if removed:
+        write([*written, *stay])
+        lines.append(f"removed {counted(len(removed), 'file')} of an earlier predict that this one did not write again")
+    if stay:
+        why = "changed since, or not known to be as written" if clear else "as this one was stopped"
+        lines.append(f"still there: {counted(len(stay), 'file')} of an earlier predict, {why} ({some(stay)})")
+    return lines
 
 
 def finder(checkpoint: Path | None, *, support: Path | None = None, bank: Path | None = None, device: str = "cpu",

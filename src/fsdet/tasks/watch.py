@@ -19,11 +19,10 @@ from fsdet.detect.runtime import PortablePredictor
 from fsdet.detect.tracks import Tracked, Tracker
 from fsdet.engine.signals import Signals
 from fsdet.errors import Stopped, UserError, explain
-from fsdet.evaluation.summary import write_json
-from fsdet.files import listing, refuse_others, write_durably
+from fsdet.files import refuse_others, write_durably
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
-from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, yolo_rows
+from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, write_index, yolo_rows
 
 log = logging.getLogger("fsdet")
 LONG_SIDE = 640  # px: smaller frames are enlarged, so that labels can be read
@@ -60,11 +59,11 @@ def predict(checkpoint: Path | None, *, source: Path | int, out: Path, support: 
         predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
         with Signals() as signals:
             began = time.monotonic()
-            copy.fill(predictor, video, signals)
+            cleared = copy.fill(predictor, video, signals)
             rate = video.read / max(time.monotonic() - began, 1e-9)
         told = copy.summary(predictor, rate)
         whole = not signals.received and video.read != wanted.frames
-        told = "\n".join([told, *([video.told()] if whole and video.told() else [])])
+        told = "\n".join([told, *([video.told()] if whole and video.told() else []), *cleared])
         if signals.received and isinstance(source, Path):
             raise Stopped(f"stopped after {video.read} frames, and what was found in them is kept. {told}",
                           signals.received)  # fmt: skip
@@ -119,8 +118,8 @@ class Copy:
         fitting = re.compile(re.escape(self.stem) + r"_\d{6}\.txt")
         return sorted(p for p in (self.out / "labels").glob("*.txt") if fitting.fullmatch(p.name))
 
-    def fill(self, predictor: Predictor | PortablePredictor, video: Video, signals: Signals) -> None:
-        """All frames, or until a signal comes; predictions.json is written last."""
+    def fill(self, predictor: Predictor | PortablePredictor, video: Video, signals: Signals) -> list[str]:
+        """All frames, or until a signal comes; predictions.json is written last. Returns what `write_index` tells."""
         total = video.announced or None
         if self.wanted.frames:
             total = min(total or self.wanted.frames, self.wanted.frames)
@@ -139,9 +138,11 @@ class Copy:
                     break
         about = {"file": self.name, "rate": video.rate, "frames": self.frames}
         files = [*([self.film] if self.wanted.film else []), *self.labels()]
-        written = listing(self.out / INDEX, [path.relative_to(self.out).as_posix() for path in files])
-        write_json(self.out / INDEX, {"names": list(predictor.names), "video": about, "written": written,
-                                      "predictions": self.rows})  # fmt: skip
+        # without sha256: what a camera saw cannot be had again
+        written = dict.fromkeys((path.relative_to(self.out).as_posix() for path in files), "")
+        content = {"names": list(predictor.names), "video": about, "predictions": self.rows}
+        clear = not signals.received or not isinstance(video.source, Path)
+        return write_index(self.out / INDEX, content, written, clear=clear)
 
     def _take(self, number: int, frame: np.ndarray, found: Tracked) -> None:
         self.frames += 1
