@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A run on one page: all inside one file, every text escaped, and a browser shows each of its pictures."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -108,11 +109,37 @@ def test_figures_of_an_earlier_checkpoint_are_told_as_such(run, capsys):
     assert "earlier checkpoint" not in capsys.readouterr().out
     for saved in run.glob("*.pt"):
         saved.write_bytes(saved.read_bytes() + b" ")
+    (run / "manifest.json").unlink()  # of the files of before
     assert main(["report", str(run)]) == 0
     told = "results.json is of an earlier checkpoint, of which nothing is left here. Next: "
     assert f"{told}{typed('fsdet eval {} --json {}', run / 'best.pt', results)}" in capsys.readouterr().out
     read = holds_itself(write_page(run, run / "p.html", device="cpu").read_text(encoding="utf-8"))
     assert any(told in words for words in read.words)
+
+
+def test_a_damaged_checkpoint_is_told_and_another_advised(run, capsys):
+    """With the words of whoever reads it; figures of a checkpoint that was damaged since are as good as before."""
+    best, last, results = run / "best.pt", run / "last.pt", run / "results.json"
+    figures = {"task": "classifier", "split": "test", "images": 1, "ms_per_image": 1.0, "metrics": {},
+               "checkpoint_sha256": hashlib.sha256(best.read_bytes()).hexdigest()}  # fmt: skip
+    best.write_bytes(best.read_bytes()[:-1] + b"x")
+    told = "best.pt: expected an intact checkpoint, got "
+    assert main(["report", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert told in shown and "Next: the file is damaged: use another checkpoint of the run, or its copy" in shown
+    assert typed("fsdet eval {} --json {}", last, results) in shown and "eval " + str(best) not in shown
+    assert main(["doctor", str(run)]) == 0 and shown[shown.index(told) :].splitlines()[0] in capsys.readouterr().out
+    results.write_text(json.dumps(figures))
+    assert main(["report", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert told in shown and "earlier checkpoint" not in shown and "fsdet eval" not in shown
+    results.write_text(json.dumps({**figures, "checkpoint_sha256": "0"}))
+    assert main(["report", str(run)]) == 0
+    assert f"Next: {typed('fsdet eval {} --json {}', last, results)}" in capsys.readouterr().out
+    for saved in run.glob("*.pt"):
+        saved.write_bytes(b"x")
+    assert main(["report", str(run)]) == 0
+    assert "Next: put a copy in the place of best.pt, then " in capsys.readouterr().out
 
 
 def test_without_a_checkpoint_the_page_says_why_there_are_no_pictures(run, caplog):

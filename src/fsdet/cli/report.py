@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from fsdet.engine.history import read_history
 
     history = read_history(args.run)
-    print("\n".join([_state(history), *_evaluation(history), *_table(args.run), *_pictures(args.run)]))
+    told = [_state(history), *_evaluation(history), *_damage(args.run), *_table(args.run), *_pictures(args.run)]
+    print("\n".join(told))
     if args.html:
         from fsdet.tasks.webpage import IMAGES, write_page
 
@@ -73,11 +74,21 @@ def _evaluation(history: "History") -> list[str]:
     return [f"last evaluation, epoch {rows[-1]['epoch']:g}: {', '.join(shown)}"]
 
 
+def _damage(folder: Path) -> list[str]:
+    from fsdet.engine.checkpoint import damage
+
+    best = folder / "best.pt"
+    told = damage(best) if best.is_file() else None
+    return [told] if told else []
+
+
 def _table(folder: Path) -> list[str]:
+    from fsdet.engine.checkpoint import to_judge
+
     path = folder / "results.json"
     if not path.is_file():
-        best = folder / "best.pt"
-        return [f"next: {typed('fsdet eval {} --json {}', best, path)}"] if best.is_file() else []
+        intact = to_judge(folder)
+        return [f"next: {typed('fsdet eval {} --json {}', intact, path)}"] if intact else []
     from fsdet.evaluation.summary import read_results, table
     from fsdet.files import read_json
     from fsdet.tasks import judge

@@ -147,6 +147,23 @@ def _verify(path: Path, data: bytes) -> bool:
     return True
 
 
+def damage(path: Path) -> str | None:
+    """What `load` says of a file whose sha256 is not the manifest's; None of another, or where no manifest names it."""
+    try:
+        _verify(path, path.read_bytes())
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def to_judge(folder: Path) -> Path | None:
+    """The checkpoint of a run to evaluate: best.pt, or the newest one where that is damaged; None where there is no
+    best.pt, or nothing that is as it was written."""
+    best = folder / "best.pt"
+    saved = [best, *candidates(folder)] if best.is_file() else []
+    return next((path for path in saved if not damage(path)), None)
+
+
 def candidates(folder: Path) -> list[Path]:
     """Files a run can be resumed from, newest first."""
     ring = sorted(folder.glob("step_*.pt"), key=lambda p: p.name, reverse=True)

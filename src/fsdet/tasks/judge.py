@@ -59,17 +59,23 @@ def judge_checkpoint(path: Path, *, data: str | None = None, split: str = "test"
 
 
 def outdated(results: Mapping[str, Any], folder: Path) -> str:
-    """That a run's results are of none of its checkpoints, since it has been trained on; empty where they are of one.
+    """That a run's results are of none of its checkpoints, since it has been trained on; empty where they are of one,
+    be it damaged since.
 
     results: of results.json, by shots or of a split.
     """
     saved, told = checkpoints.candidates(folder), results["checkpoint_sha256"]
+    files = checkpoints.read_manifest(folder).get("files", {})
+    if told in (entry.get("sha256") for name, entry in files.items() if folder / name in saved):
+        return ""
     if not saved or any(
         hashlib.sha256(path.read_bytes()).hexdigest() == told for path in reversed(saved)
     ):  # best first
         return ""
-    again = typed("fsdet eval {} --json {}", folder / "best.pt", folder / "results.json")
-    return f"results.json is of an earlier checkpoint, of which nothing is left here. Next: {again}"
+    intact = checkpoints.to_judge(folder)
+    again = typed("fsdet eval {} --json {}", intact or folder / "best.pt", folder / "results.json")
+    after = "" if intact else "put a copy in the place of best.pt, then "
+    return f"results.json is of an earlier checkpoint, of which nothing is left here. Next: {after}{again}"
 
 
 def is_of_a_split(results: Mapping[str, Any]) -> bool:

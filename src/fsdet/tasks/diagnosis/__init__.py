@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fsdet import config as configs
 from fsdet.config import Config
+from fsdet.engine.checkpoint import candidates, damage
 from fsdet.engine.history import History
 from fsdet.errors import ConfigError
 from fsdet.tasks.diagnosis.finding import FEW, Finding, Run
@@ -56,8 +57,9 @@ def diagnose(history: History) -> Diagnosis:
     explained = {name for finding in found for name in finding.explains}
     kept = tuple(f for f in found if f.name not in explained)
     return Diagnosis(
-        kept, (*remarks, *_rewinds(run), *_calibration(run), *_loud_warm_up(run), *_low_start(run), *_short(run))
-    )
+        kept, (*remarks, *_damaged(run), *_rewinds(run), *_calibration(run), *_loud_warm_up(run), *_low_start(run),
+               *_short(run))
+    )  # fmt: skip
 
 
 def _settings(folder: Path) -> tuple[Config, list[str]]:
@@ -67,6 +69,11 @@ def _settings(folder: Path) -> tuple[Config, list[str]]:
     except ConfigError as error:
         first = str(error).splitlines()[0]
         return Config(), [f"config.yaml does not fit this version, thresholds are the defaults ({first})"]
+
+
+def _damaged(run: Run) -> list[str]:
+    """Checkpoints that are not as they were written, which says nothing of the training."""
+    return [told for path in candidates(run.history.folder) if (told := damage(path))]
 
 
 def _calibration(run: Run) -> list[str]:
