@@ -335,6 +335,19 @@ def test_support_box_files_of_both_kinds(tmp_path):
     ]
 
 
+def test_a_support_box_may_end_in_a_score(tmp_path, caplog):
+    """As detections are written; what is no score, and any other number of columns, is dropped and told."""
+    image(tmp_path / "dog/a.jpg", (40, 60))
+    rows = ["0 .5 .5 .5 .5 0", "0 .5 .5 .4 .4 0.87153", "0 .5 .5 .3 .3 1", "0 .5 .5 .2 .2"]
+    wrong = [f"0 .5 .5 .1 .1 {score}" for score in ("1.01", "-0.1", "nan", "x")] + ["0 .5 .5 .1"]
+    (tmp_path / "dog/a.txt").write_text("\n".join([*rows, *wrong]))
+    names, [record] = sources.support_folder(tmp_path)
+    assert [rows[1] for rows in rows_of(record, names)] == [
+        (15, 10, 45, 30), (18, 12, 42, 28), (21, 14, 39, 26), (24, 16, 36, 24)]  # fmt: skip
+    assert "4  wrong number of columns: 6, the last of which is no score from 0 to 1  (dog/a.txt:5, " in caplog.text
+    assert "1  wrong number of columns: 4  (dog/a.txt:9)" in caplog.text
+
+
 def test_support_as_one_json(tmp_path):
     names, records = sources.support_folder(coco(tmp_path))
     assert names == NAMES and [rows_of(r, names) for r in records] == [OBJECTS["a.jpg"], OBJECTS["b.jpg"]]

@@ -25,8 +25,9 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
     """(class names, records): labels index the names, every record has at least one box.
 
     Class names are those of the subfolders in alphabetical order, or a json's categories that have boxes. A box file
-    in support/<class>/ is YOLO text (its class numbers are not needed, but must agree) or VOC xml (its objects called
-    <class>, or all when they have one other name). What was dropped is logged as a warning.
+    in support/<class>/ is YOLO text (its class numbers are not needed, but must agree; a line may end in a score, as
+    `fsdet predict --txt` writes it) or VOC xml (its objects called <class>, or all when they have one other name). What
+    was dropped is logged as a warning.
 
     Raises:
         DataError: nothing to read, or a class without a usable image.
@@ -112,7 +113,7 @@ def _objects(file: str | None, index: int, table: Table, root: Root, report: Rep
         _xml(file, index, table, where, report)
     elif file is not None and file.lower().endswith(".txt"):
         boxes = Table([str(number) for number in range(yolo.MAX_CLASSES)], sizes=[table.sizes[index]])
-        yolo.read_labels(file, 0, boxes, root, report)
+        yolo.read_labels(file, 0, boxes, root, report, scored=True)
         if len(set(boxes.label)) > 1:
             raise DataError(
                 explain(

@@ -107,8 +107,11 @@ def _of_folders(path: Path) -> bool:
     return len(inner) > 1 and all(any(is_image(file.name) for file in entry.iterdir()) for entry in inner)
 
 
-def read_labels(label: str, index: int, table: Table, root: Root, report: Report) -> None:
-    """Add the objects of one label file to image `index` of the table, whose size must be known."""
+def read_labels(label: str, index: int, table: Table, root: Root, report: Report, scored: bool = False) -> None:
+    """Add the objects of one label file to image `index` of the table, whose size must be known.
+
+    scored: whether a line may end in a score, as those of detections do; it is not kept.
+    """
     where = root.show(label)
     if os.path.getsize(label) > MAX_BYTES:
         report.add("unreadable annotation file", f"{where} (larger than {MAX_BYTES >> 20} MiB)")
@@ -125,15 +128,21 @@ def read_labels(label: str, index: int, table: Table, root: Root, report: Report
     height, width = table.sizes[index]
     for number, columns in rows:
         place = f"{where}:{number}"
-        parsed = _row(columns, len(table.names), place, report)
+        parsed = _row(columns, len(table.names), place, report, scored)
         if parsed:
             label_index, (x, y, w, h) = parsed
             box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
             table.add(box, index, label_index, False, place)
 
 
-def _row(columns: list[str], classes: int, place: str, report: Report) -> tuple[int, tuple[float, ...]] | None:
+def _row(columns: list[str], classes: int, place: str, report: Report,
+         scored: bool) -> tuple[int, tuple[float, ...]] | None:  # fmt: skip
     """(class, (cx, cy, w, h)) of one line; an odd number of seven or more columns is a polygon and becomes its box."""
+    if scored and len(columns) == 6:
+        *columns, score = columns
+        if not _is_share(score):
+            report.add("wrong number of columns", place, "6, the last of which is no score from 0 to 1")
+            return None
     polygon = len(columns) >= 7 and len(columns) % 2 == 1
     if len(columns) != 5 and not polygon:
         report.add("wrong number of columns", place, f"{len(columns)}")
@@ -155,6 +164,13 @@ def _row(columns: list[str], classes: int, place: str, report: Report) -> tuple[
         low, high = (min(xs), min(ys)), (max(xs), max(ys))
         values = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]]
     return int(number), tuple(values)
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _fault(number: float, values: list[float], classes: int) -> str | None:
