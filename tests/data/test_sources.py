@@ -376,6 +376,18 @@ def test_support_faults_are_told(tmp_path, fault):
         sources.support_folder(folder)
 
 
+def test_what_was_dropped_beside_an_empty_class_is_told_once(tmp_path, caplog):
+    image(tmp_path / "dog/a.jpg", (20, 20))
+    (tmp_path / "dog/b.jpg").write_bytes(b"x")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match=r"got none for cat\ndropped +1  unreadable image  \(dog/b\.jpg\)"):
+        sources.support_folder(tmp_path)
+    assert caplog.text == ""
+    (tmp_path / "cat").rmdir()
+    sources.support_folder(tmp_path)
+    assert caplog.text.count("dog/b.jpg") == 1
+
+
 def test_support_that_is_passed_over_is_told(tmp_path, caplog):
     """What lies where no shot is read, each with its place; what tools leave beside images is no word worth."""
     folder, outside = tmp_path / "s", tmp_path / "outside"

@@ -27,7 +27,7 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
     Class names are those of the subfolders in alphabetical order, or a json's categories that have boxes. A box file
     in support/<class>/ is YOLO text (its class numbers are not needed, but must agree; a line may end in a score, as
     `fsdet predict --txt` writes it) or VOC xml (its objects called <class>, or all when they have one other name). What
-    was dropped is logged as a warning.
+    was dropped is logged as a warning, or told with the error.
 
     Raises:
         DataError: nothing to read, or a class without a usable image.
@@ -46,12 +46,12 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
     else:
         names, records = _from_folders(classes, root, report)
         _tell_passed_over(classes, root, report)
-    if len(report):
-        log.warning("%s:\n%s", folder, report)
     missing = [name for label, name in enumerate(names) if not any(label in record.labels for record in records)]
     if missing or not names:
         got = f"none for {', '.join(missing)}" if missing else "no class"
         raise DataError(explain("a usable image of every class", f"{got}\n{report}", str(folder), _LAYOUT))
+    if len(report):  # else the error has told it
+        log.warning("%s:\n%s", folder, report)
     return names, records
 
 
