@@ -108,13 +108,20 @@ def _own_stage_before(request: Request, source: Path, config: Config) -> tuple[R
 
     Its run folder is the run's with `-stage1` (or 2); a checkpoint that the user names is taken as it is.
     """
-    init = config.stage.init_from
-    if init is None or _names_init(request) or not Path(init).is_file() or _same_data(Path(init), config):
+    init = _start(config)
+    if init is None or _names_init(request) or not init.is_file() or _same_data(init, config):
         return request, config
     own = f"{config.run.dir}-stage{request.stage - 1}/best.pt"
     print(f"{init} was trained on other data: this run starts from {own}")
     request = replace(request, overrides=[*request.overrides, f"stage.init_from={own}"])
     return request, configs.load(source, request.overrides)
+
+
+def _start(config: Config) -> Path | None:
+    """The checkpoint that a run starts from; a run folder that is there stands for its best.pt."""
+    from fsdet.engine.checkpoint import in_run
+
+    return in_run(config.stage.init_from) if config.stage.init_from else None
 
 
 def _same_data(checkpoint: Path, config: Config) -> bool:
@@ -129,18 +136,18 @@ def _stage_before(request: Request, source: Path, config: Config, named: bool) -
 
     A checkpoint that is there is taken as it is when the user has `named` it, or when no run that was stopped left it.
     """
-    init = config.stage.init_from
+    init = _start(config)
     if init is None:
         return
-    there = Path(init).exists()
-    if there and (named or not stopped(Path(init).parent)):
+    there = init.exists()
+    if there and (named or not stopped(init.parent)):
         return
     before = source.with_name(f"stage_{request.stage - 1}.yaml")
     passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
     own = f"{config.run.dir}-stage{request.stage - 1}"
-    passed += [f"run.dir={own}"] if Path(own, "best.pt") == Path(init) else []
+    passed += [f"run.dir={own}"] if init in (Path(own), Path(own, "best.pt")) else []
     known = before.is_file() and configs.load(before, passed).run.dir
-    if known and Path(known, "best.pt") == Path(init):
+    if known and init in (Path(known), Path(known, "best.pt")):
         why = f"{known} was stopped before its end" if there else f"{init} is missing"
         print(f"{why}: training stage {request.stage - 1} first")
         run_stage(Request(request.stage - 1, before, passed))

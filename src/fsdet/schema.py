@@ -77,7 +77,7 @@ class Data(Section):
 class Stage(Section):
     name: Literal["base", "episodic", "finetune"] = "base"
     mode: Literal["standard", "prototype", "dual"] = "dual"
-    init_from: str | None = None
+    init_from: str | None = None  # a checkpoint, or a run folder, which stands for its best.pt
     freeze: list[str] | dict[int, list[str]] = []  # prefixes, or {epoch: prefixes}
     freeze_norm: bool = False  # BatchNorm in eval throughout the stage
     # of stage 3; auto chooses one of the last three by a rehearsal and the number of shots

@@ -274,6 +274,30 @@ def test_a_checkpoint_without_its_run_is_taken_as_it_is(stage, world):
     assert world.verbs() == ["train", "eval"]
 
 
+def test_a_run_folder_to_start_from_stands_for_its_best_checkpoint(stage, world, capsys):
+    """Where the run is missing, was stopped, has ended, or was of other data, as with best.pt itself."""
+    draw()
+    Path("own").mkdir()
+    one, two = (Path(f"own/stage_{number}.yaml") for number in (1, 2))
+    for path in (one, two):
+        path.write_text(f"extends: {DEMO_2.with_name(path.name)}\n")
+    two.write_text(f"{two.read_text()}stage: {{init_from: checkpoints/stage1}}\n")
+    for name, trained in (("missing", 2), ("ended", 1), ("stopped", 2)):
+        if name == "stopped":
+            leave(config.load(one), finished=False)
+        assert stage("2", str(two), f"run.dir=checkpoints/{name}") == 0
+        assert world.verbs() == [*["train"] * trained, "eval"], name
+        world.commands.clear()
+    leave(config.load(one), finished=False)
+    assert stage("2", "stage.init_from=checkpoints/stage1", "run.dir=checkpoints/named") == 0
+    assert world.verbs() == ["train", "eval"], "taken as it is"
+    Path("datasets/demo").rename("mine")
+    capsys.readouterr()
+    assert stage("2", str(two), "data.path=mine/data.yaml", "run.dir=checkpoints/mine") == 0
+    told = capsys.readouterr().out
+    assert "stage1/best.pt was trained on other data: this run starts from checkpoints/mine-stage1/best.pt" in told
+
+
 @pytest.mark.parametrize("chosen", ["near", "far", "far_long"])
 def test_a_finished_stage_3_is_itself_again_whatever_recipe_it_chose(chosen, stage, world, capsys):
     """What the run writes is its settings with the name of the recipe in place of auto: nothing else may differ."""

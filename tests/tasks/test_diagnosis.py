@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fsdet.command import typed
 from fsdet.engine.history import read_history
 from fsdet.tasks.diagnosis import diagnose
 
@@ -150,6 +151,13 @@ def test_norms_that_are_loud_in_warm_up_alone_are_a_remark_and_later_a_finding(w
     for norm, name in ((2e4, "norm_warning"), (2e5, "norm_explosion")):
         late = [*rows[:15], row(151, grad_l2_preclip=norm, lr={"head": 0.005}, total=7.5), *rows[16:]]
         assert named(written(late)) == [name]
+
+
+def test_a_run_that_started_from_a_folder_is_advised_to_look_at_its_best_checkpoint(written, tmp_path):
+    bad = [row(i, outcome="bad_loss", total=None, culprit="bbox_loss") for i in range(3)]
+    (tmp_path / "before").mkdir()
+    [found] = diagnose(read_history(written(bad, f"stage: {{init_from: {tmp_path / 'before'}}}\n"))).findings
+    assert typed("fsdet info {}", tmp_path / "before/best.pt") in str(found)
 
 
 def test_thresholds_are_those_of_the_run(written):

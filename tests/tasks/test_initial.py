@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
+from fsdet import config as configs
 from fsdet.data import sources
 from fsdet.data.shots import ShotFile, as_shots
 from fsdet.errors import CheckpointError, ConfigError, DataError
-from fsdet.tasks import build, build_task, read_data
+from fsdet.tasks import build, build_task, read_data, recipe
 from fsdet.tasks.fewshot import spec_of
 from fsdet.tasks.initial import shots_of
 
@@ -105,3 +106,29 @@ def test_a_start_from_a_run_that_was_left_before_its_end_is_told(settings, tmp_p
         found = [r.getMessage() for r in caplog.records if "has not come to its end" in r.getMessage()]
         assert len(found) == told
         assert all(f"{first} is of a run" in text and f"--resume '{folder}'" in text for text in found)
+
+
+@pytest.mark.parametrize("stage", [("stage.name=base",), EPISODES, ("stage.name=finetune", "episode.shots=1",
+                                                                    "stage.recipe=auto")])  # fmt: skip
+def test_a_run_folder_stands_for_its_best_checkpoint(settings, best, monkeypatch, stage):
+    """It is named where the weights come from; config.yaml has what was given, and resumes."""
+    seen = []
+    monkeypatch.setattr(recipe, "rehearse", lambda trained, *_: seen.append(trained.path) or 1.0)
+    config = settings(*stage, f"stage.init_from={best.parent}", "optim.steps=1")
+    trainer = build(config)
+    assert f"init_from {best}: " in trainer.init_report and seen in ([], [best])
+    folder = trainer.fit().folder
+    again = configs.load(folder / "config.yaml", ["optim.steps=2"])
+    assert again.stage.init_from == str(best.parent) and build(again, resume=True).fit().steps == 2
+
+
+def test_a_folder_without_a_best_checkpoint_is_told(settings, tmp_path):
+    with pytest.raises(CheckpointError, match=r"best\.pt: expected a checkpoint file, got nothing there"):
+        build(settings(f"stage.init_from={tmp_path}"))
+
+
+def test_a_run_folder_of_another_task_stands_for_its_best_checkpoint_too(of_task, tmp_path):
+    best = build(of_task("classifier", "optim.epochs=1")).fit().best
+    config = of_task("classifier", f"stage.init_from={best.parent}", f"run.dir={tmp_path / 'two'}")
+    _, report = build_task(config, read_data(config), resume=False)
+    assert report.endswith(f"tensors from {best}")

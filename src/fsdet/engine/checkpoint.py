@@ -52,6 +52,12 @@ def first_non_finite(state: Any, path: str = "") -> str | None:
     return next((found for k, v in items if (found := first_non_finite(v, f"{path}.{k}" if path else str(k)))), None)
 
 
+def in_run(path: str | Path) -> Path:
+    """The checkpoint that `path` stands for: a run folder for its best.pt."""
+    path = Path(path)
+    return path / "best.pt" if path.is_dir() else path
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint, verifying its sha256 when a manifest lies beside it.
 

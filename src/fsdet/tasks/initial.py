@@ -33,8 +33,9 @@ FIXED = ("backbone", "levels", "embed_dim", "reg_max")  # what two stages of one
 def initialise(task: FewshotTask, config: Config) -> str:
     """Fill the task's model in place; returns one line per thing that was or was not taken over."""
     if config.stage.init_from:
-        _warn_of_unfinished(Path(config.stage.init_from))
-        return from_stage(task, load_trained(config.stage.init_from))
+        path = checkpoints.in_run(config.stage.init_from)
+        _warn_of_unfinished(path)
+        return from_stage(task, load_trained(path))
     if config.stage.name == "finetune":
         raise CheckpointError(explain("a checkpoint of the stage before", "none", "stage.init_from",
                                       "set stage.init_from, e.g. checkpoints/stage2/best.pt"))  # fmt: skip
@@ -94,13 +95,14 @@ def start(task: Task, init_from: str | None, weights: str | None, section: str,
         CheckpointError: a file that is missing, damaged, poisoned, of another task, or without a tensor that fits.
     """
     if init_from:
-        _warn_of_unfinished(Path(init_from))
-        content = checkpoints.load(init_from)
+        path = checkpoints.in_run(init_from)
+        _warn_of_unfinished(path)
+        content = checkpoints.load(path)
         if content.get("task") != task.name:
             got = f"task {content.get('task')!r}"
-            raise CheckpointError(explain(f"a checkpoint of task '{task.name}'", got, init_from,
+            raise CheckpointError(explain(f"a checkpoint of task '{task.name}'", got, str(path),
                                           "correct stage.init_from"))  # fmt: skip
-        return fit(task.model, content["ema"], Path(init_from), f"task {task.name}", f"check section {section}")
+        return fit(task.model, content["ema"], path, f"task {task.name}", f"check section {section}")
     if weights:
         given = {rename(name): value for name, value in read_weights(Path(weights)).items()}
         return fit(task.model, given, Path(weights), f"section {section}", f"check section {section}")

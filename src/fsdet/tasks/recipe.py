@@ -18,6 +18,7 @@ from fsdet import config as configs
 from fsdet.config import Config
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
+from fsdet.engine.checkpoint import in_run
 from fsdet.errors import ConfigError, explain
 from fsdet.tasks.batches import training_records
 from fsdet.tasks.loading import load_trained
@@ -55,7 +56,7 @@ def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], 
         return _named(config, configs.load(Path(config.run.dir) / "config.yaml").stage.recipe), ""
     canvases = ImageStore(training_records(data, config), config.data.image_size)
     store = ImageStore(data.split(split), config.data.image_size)
-    ap50 = rehearse(load_trained(stage.init_from), canvases, shots, store, config.run.seed)
+    ap50 = rehearse(load_trained(in_run(stage.init_from)), canvases, shots, store, config.run.seed)
     many = sum(map(len, shots.values())) > FEW * len(shots)
     name = "near" if ap50 >= CARRIES_OVER else "far_long" if many else "far"
     return _named(config, name), (

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from fsdet.command import typed
+from fsdet.engine.checkpoint import in_run
 from fsdet.engine.history import Row
 from fsdet.tasks.diagnosis.finding import GREW, NAMED, SHARE, SYMPTOMS, Finding, Run, counted, explosions, slower
 
@@ -45,7 +46,7 @@ def _at_start(run: Run, why: str) -> Finding:
     bad = [row["name"] for row in run.history.first_probe() if not row["finite"]]
     named = f"; not finite on the first batch: {', '.join(bad)}" if bad else ""
     init = run.config.stage.init_from
-    begun = f": `{typed('fsdet info {}', init)}`, or without stage.init_from" if init else ""
+    begun = f": `{typed('fsdet info {}', in_run(init))}`, or without stage.init_from" if init else ""
     return Finding(
         "nan_at_start",
         "not finite before any step was taken, so neither the learning rate nor clipping can be the reason",
