@@ -103,9 +103,12 @@ def class_name(text: str) -> str:
     """`text` as a class name: spaces around it off, Unicode composed, so that two spellings of an umlaut are one name.
 
     Raises:
-        UserError: nothing is left, or it holds a character that is none (a line break).
+        UserError: it is no text, nothing is left, or it holds a character that is none (a line break).
     """
-    name = unicodedata.normalize("NFC", str(text)).strip()
+    if not isinstance(text, str):
+        got = f"{text!r}, of type {type(text).__name__}"
+        raise UserError(explain("a text", got, "class name", "give the name as a text, such as 'mug'"))
+    name = unicodedata.normalize("NFC", text).strip()
     if not name or any(unicodedata.category(c).startswith("C") for c in name):
         raise UserError(explain("a class name of characters that can be printed", repr(text), "class name",
                                 "name it otherwise"))  # fmt: skip

@@ -4,6 +4,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,28 @@ def test_a_name_that_cannot_be_told_is_refused(detector, name):
     with pytest.raises(UserError, match="class name: expected a class name of characters that can be printed"):
         detector.register(name, "one.jpg")
     assert detector.bank.names == ()
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(3, "3, of type int"), (None, "None, of type NoneType")])
+def test_a_name_that_is_no_text_is_refused(detector, wrong, told):
+    with pytest.raises(UserError, match=f"class name: expected a text, got {told}. Next: give the name as a text"):
+        detector.register(wrong, "one.jpg")
+    assert detector.bank.names == ()
+
+
+def test_a_class_of_the_detector_itself_is_told_where_it_is_replaced(best, detector, caplog):
+    """As the command line does, once a class."""
+    own = f"'{detector.names[0]}' is a class of the detector itself: what is registered stands in its place"
+    Path("support", detector.names[0]).mkdir(parents=True)
+    shutil.copy("one.jpg", Path("support", detector.names[0]))
+    assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--device", "cpu"]) == 0
+    assert caplog.text.count(own) == 1
+    caplog.clear()
+    detector.register(f" {detector.names[0]} ", "one.jpg")
+    assert caplog.text.count(own) == 1
+    detector.register(detector.names[0], "two.jpg")
+    detector.register("mug", "photo.jpg")
+    assert caplog.text.count("of the detector itself") == 1
 
 
 def test_a_shot_that_is_registered_twice_is_one(detector, caplog):

@@ -23,7 +23,7 @@ from fsdet.detect.support import VIEWS
 from fsdet.errors import DataError, UserError, did_you_mean, explain
 from fsdet.files import refuse_foreign
 from fsdet.pictures import is_picture, save_jpeg
-from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing, yolo_rows
+from fsdet.tasks.use import BRANCHES, coco_rows, predictor_of, query_drawing, tell_of_own, yolo_rows
 from fsdet.types import Detections
 
 BOTH = "dual"
@@ -98,7 +98,7 @@ class Predictor:
 
     def register(self, name: str, images: Picture | Iterable[Picture],
                  boxes: Sequence | np.ndarray | None = None) -> None:  # fmt: skip
-        """Add shots of class `name`.
+        """Add shots of class `name`, which stand in the place of a class of that name that the detector has itself.
 
         Args:
             images: a path, an array or a PIL image (see `predict`), or a list of them.
@@ -117,6 +117,7 @@ class Predictor:
         for picture, own in zip(pictures, given, strict=True):
             pixels, source = self._read(picture)
             shots.append((source, pixels, _boxes(own, pixels.shape[:2], source)))
+        tell_of_own(self._own, name)
         self._own.add(name, shots)
 
     def predict(self, images: Picture | Iterable[Picture], threshold: float | None = None, *, branch: str = BOTH,

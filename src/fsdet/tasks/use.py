@@ -24,6 +24,7 @@ from fsdet.files import digests, earlier, refuse_others, remove_unchanged, sha25
 from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
+from fsdet.registered import class_name
 from fsdet.tasks.loading import load_trained
 from fsdet.types import Detections
 
@@ -63,11 +64,21 @@ def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu", in
 def _register_folder(predictor: Predictor, support: Path) -> None:
     names, records = sources.support_folder(support)
     for label, name in enumerate(names):
-        if name in predictor.classes:
-            log.warning("'%s' is a class of the detector itself: what is registered stands in its place", name)
+        tell_of_own(predictor, name)
         predictor.register(name, [r.kept(r.labels == label) for r in records if label in r.labels])
     for line in predictor.odd_shots():
         log.warning("%s", line)
+
+
+def tell_of_own(predictor: Predictor, name: str) -> None:
+    """Warn, before the first shot of class `name` is added, that the detector has a class of that name itself.
+
+    Raises:
+        UserError: the name is none.
+    """
+    name = class_name(name)
+    if name in predictor.classes and name not in predictor.registered:
+        log.warning("'%s' is a class of the detector itself: what is registered stands in its place", name)
 
 
 def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
