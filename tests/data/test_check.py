@@ -69,7 +69,7 @@ def test_header_damage_and_lost_files_are_errors(root):
 def test_the_same_bytes_in_train_and_test_are_a_leak(root):
     shutil.copy(root / "train/b.jpg", root / "test/b.jpg")
     (error,) = check(sources.load(root), k=1).errors
-    assert error == "leak: 1 images of test are also in train: train/b.jpg = test/b.jpg"
+    assert error == "leak: 1 image of test is also in train: train/b.jpg = test/b.jpg"
 
 
 def test_the_same_file_in_two_splits_is_a_leak_but_support_may_be_train(root):
@@ -83,7 +83,7 @@ def test_copies_inside_a_split_are_a_warning(tmp_path):
     shutil.copy(tmp_path / "a.jpg", tmp_path / "c.jpg")
     shutil.copy(tmp_path / "a.xml", tmp_path / "c.xml")
     report = check(sources.load(tmp_path), k=1)
-    assert report.ok and report.warnings == ["1 images are in train more than once: a.jpg = c.jpg"]
+    assert report.ok and report.warnings == ["1 image is in train more than once: a.jpg = c.jpg"]
 
 
 def test_thin_classes_are_named_with_their_counts(tmp_path):
@@ -91,9 +91,9 @@ def test_thin_classes_are_named_with_their_counts(tmp_path):
     yolo(tmp_path / "train")
     data_yaml(tmp_path, train="train/images", support="pool", names=["cat", "dog"], base=["dog"], novel=["cat"])
     warnings = check(sources.load(tmp_path), k=2).warnings
-    assert warnings == ["1 classes have fewer than 2 instances in support: cat 1"]
+    assert warnings == ["1 class has fewer than 2 instances in support: cat 1"]
     warnings = check(sources.load(tmp_path), k=3).warnings
-    assert warnings[0] == "1 classes have fewer than 3 instances in train: dog 2"
+    assert warnings[0] == "1 class has fewer than 3 instances in train: dog 2"
 
 
 def test_faulty_labels_that_were_dropped_are_told_again(root):
@@ -101,7 +101,7 @@ def test_faulty_labels_that_were_dropped_are_told_again(root):
     document["annotations"][0]["bbox"] = [0, 0, 0, 0]
     (root / "val/boxes.json").write_text(json.dumps(document))
     report = check(sources.load(root), k=1)
-    assert report.ok and report.warnings == ["1 faults of labels or files: 1 dropped; see 'as loaded'"]
+    assert report.ok and report.warnings == ["1 fault of labels or files: 1 dropped; see 'as loaded'"]
     assert "no width or height" in str(report) and "val/boxes.json: annotation 1" in str(report)
 
 
@@ -124,7 +124,7 @@ def test_the_same_pixels_in_files_of_other_bytes_are_a_leak_that_a_deep_check_fi
     loaded = sources.load(root)
     assert check(loaded, deep=False, k=1).ok
     (error,) = check(loaded, deep=True, k=1).errors
-    assert error == "leak: 1 images of test are also in train: train/b.jpg = test/b.png"
+    assert error == "leak: 1 image of test is also in train: train/b.jpg = test/b.png"
 
 
 @pytest.mark.parametrize("how", [{"quality": 30}, {"quality": 80, "size": (33, 22)}])
@@ -135,7 +135,7 @@ def test_a_picture_that_was_saved_again_is_told_and_another_is_not(root, how):
     saved_again(root / "train/a.jpg", root / "val/a.jpg", **how)
     report = check(sources.load(root), deep=True, k=1)
     (warning,) = report.warnings
-    assert warning == "1 images of val look like images of train, saved again: train/a.jpg ~ val/a.jpg"
+    assert warning == "1 image of val looks like images of train, saved again: train/a.jpg ~ val/a.jpg"
 
 
 def folders_of_photos(root, **splits):
@@ -174,8 +174,8 @@ def test_every_copy_of_a_leaked_image_is_counted(root):
     report = check(sources.load(root), k=1)
     assert report.errors == [
         "leak: 2 images of val are also in train: train/a.jpg = val/a.jpg, train/a.jpg = val/c.jpg",
-        "leak: 1 images of test are also in train: train/a.jpg = test/a.jpg",
-        "leak: 1 images of test are also in val: val/a.jpg = test/a.jpg",
+        "leak: 1 image of test is also in train: train/a.jpg = test/a.jpg",
+        "leak: 1 image of test is also in val: val/a.jpg = test/a.jpg",
     ]
 
 
@@ -189,13 +189,13 @@ def test_the_split_is_named_that_has_the_image(tmp_path):
     }
     report = check(folders_of_photos(tmp_path, **splits), deep=True, k=1)
     assert report.errors == [
-        "leak: 1 images of test are also in support: support/s2.jpg = test/t2.jpg",
-        "leak: 1 images of test are also in train and support: support/s1.jpg = test/t1.jpg",
+        "leak: 1 image of test is also in support: support/s2.jpg = test/t2.jpg",
+        "leak: 1 image of test is also in train and support: support/s1.jpg = test/t1.jpg",
     ]
     assert sorted(report.warnings) == [
-        "1 images are in support more than once: support/s4.jpg = support/s4b.jpg",
-        "1 images are in train and support more than once: support/s1.jpg = train/1.jpg",
-        "1 images of val look like images of support, saved again: support/s3.jpg ~ val/v3.jpg",
+        "1 image is in support more than once: support/s4.jpg = support/s4b.jpg",
+        "1 image is in train and support more than once: support/s1.jpg = train/1.jpg",
+        "1 image of val looks like images of support, saved again: support/s3.jpg ~ val/v3.jpg",
     ]
 
 
@@ -258,7 +258,9 @@ def test_the_command_writes_the_list_and_ends_with_2_under_fail(tmp_path, capsys
     command = ["data", "check", str(tmp_path), "--shots", "1", "--list", str(tmp_path / "faults.txt")]
     assert main(command) == 0 and main([*command, "--policy", "fail"]) == 2
     head, fault, *_ = (tmp_path / "faults.txt").read_text().splitlines()
-    assert fault == "train/labels/a.txt:2: not finite (dropped)" and "faults: 1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert fault == "train/labels/a.txt:2: not finite (dropped)"
+    assert "faults: 1" in told and "faults.txt: 1 place\n" in told
     (tmp_path / "notes.txt").write_text("mine")
     assert main([*command[:-1], str(tmp_path / "notes.txt")]) == 2 and (tmp_path / "notes.txt").read_text() == "mine"
     assert head.startswith("#")

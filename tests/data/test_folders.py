@@ -58,7 +58,7 @@ def test_what_cannot_be_trained_on_is_told_with_its_place(tmp_path):
     assert check(data, deep=False).ok and "forged1.png" in check(data, deep=True).errors[0]
     leaking = folders(tmp_path / "leaking")
     image(leaking / "val/genuine/genuine0.png", (20, 30), seed=0)
-    assert "leak: 1 images of val are also in train" in check(load_folders(leaking)).errors[0]
+    assert "leak: 1 image of val is also in train" in check(load_folders(leaking)).errors[0]
 
 
 def test_what_is_held_out_leaves_every_class_something_to_learn_from(tmp_path):

@@ -183,4 +183,4 @@ def test_a_video_that_is_in_two_splits_is_a_leak(refdet):
     (other / film).write_bytes((refdet / film).read_bytes())
     yaml = refdet.parents[1] / "data.yaml"
     datayaml.write(yaml, {"train": "my/refdet", "val": "my/copy"})
-    assert any("leak: 1 images" in error for error in check(load(yaml)).errors)
+    assert any("leak: 1 image of" in error for error in check(load(yaml)).errors)

@@ -55,7 +55,7 @@ def test_a_bad_line_is_dropped_and_reported_with_its_place(folder, line, kind):
     assert [label for label in data.split("train")[0].labels] == [0, 1]
     assert data.report.counts == {kind: 1} and data.report.faults == 1
     assert "train/labels/a.txt:3" in str(data.report)
-    with pytest.raises(DataError, match=rf"train/labels/a\.txt:3: {kind}"):
+    with pytest.raises(DataError, match=rf"got 1 fault\. Next: .*\n  train/labels/a\.txt:3: {kind}"):
         sources.load(folder, policy="fail")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fsdet.cli._arguments import count, existing, numbers
 from fsdet.command import typed
-from fsdet.errors import UserError, explain
+from fsdet.errors import UserError, counted, explain
 from fsdet.files import is_json_with, refuse_foreign, write_durably
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _check(args: argparse.Namespace) -> int:
         write_durably(args.list, "".join(f"{row}\n" for row in [LIST_HEAD, *report.places, *report.errors]).encode())
     print(report)
     if args.list is not None:
-        print(f"{args.list}: {len(report.places) + len(report.errors)} places")
+        print(f"{args.list}: {counted(len(report.places) + len(report.errors), 'place')}")
     return 0 if report.ok else 2
 
 

@@ -4,7 +4,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,7 +16,7 @@ import numpy as np
 from fsdet.data.frames import frame_of
 from fsdet.data.images import image_size, read_rgb
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError
+from fsdet.errors import DataError, counted
 from fsdet.types import ImageRecord
 
 SHOWN = 5
@@ -67,7 +67,7 @@ def check(dataset: DataSet, deep: bool = False, k: int = 10, policy: str = "drop
     if dataset.report.faults:
         told = report.errors if policy == "fail" else report.warnings
         done = ", ".join(f"{count} {how}" for how, count in dataset.report.done.items())
-        told.append(f"{dataset.report.faults} faults of labels or files: {done}; see 'as loaded'")
+        told.append(f"{counted(dataset.report.faults, 'fault')} of labels or files: {done}; see 'as loaded'")
     unique = {record.path: record for split in dataset.splits for record in dataset.split(split)}
     looks = _images(list(unique.values()), deep, dataset.root, report)
     content = _contents(list(unique)) | {path: look.digest for path, look in looks.items()}
@@ -189,9 +189,10 @@ def _copies(dataset: DataSet, content: Mapping[Path, str], report: CheckReport) 
                 row = " = ".join(_show(path, dataset.root) for path in sorted(files)[:2])
                 twice[group, _named(group, files, homes)].append(row)
     for (_, other, name), found in sorted(leaks.items()):
-        report.errors.append(f"leak: {len(found)} images of {SEPARATE[other][0]} are also in {name}: {_some(found)}")
+        told = f"leak: {counted(len(found), 'image')} of {SEPARATE[other][0]} {_are(found)} also in {name}"
+        report.errors.append(f"{told}: {_some(found)}")
     for (_, name), found in sorted(twice.items()):
-        report.warnings.append(f"{len(found)} images are in {name} more than once: {_some(found)}")
+        report.warnings.append(f"{counted(len(found), 'image')} {_are(found)} in {name} more than once: {_some(found)}")
 
 
 def _alike(dataset: DataSet, looks: Mapping[Path, Look], content: Mapping[Path, str], report: CheckReport) -> None:
@@ -206,7 +207,7 @@ def _alike(dataset: DataSet, looks: Mapping[Path, Look], content: Mapping[Path, 
     for (_, group, name), pairs in sorted(found.items()):
         count = len({other for _, other in pairs})  # an image may look like several
         rows = sorted(f"{_show(one, dataset.root)} ~ {_show(other, dataset.root)}" for one, other in pairs)
-        title = f"{count} images of {SEPARATE[group][0]} look like images of {name}"
+        title = f"{counted(count, 'image')} of {SEPARATE[group][0]} look{'s' * (count == 1)} like images of {name}"
         report.warnings.append(f"{title}, saved again: {_some(rows)}")
 
 
@@ -256,7 +257,12 @@ def _thin_classes(dataset: DataSet, k: int, report: CheckReport) -> None:
         objects, _ = _counts(dataset.split(pool), len(dataset.names))
         thin = [f"{dataset.names[c]} {objects[c]}" for c in classes if objects[c] < k]
         if thin:
-            report.warnings.append(f"{len(thin)} classes have fewer than {k} instances in {pool}: {_some(thin)}")
+            have = f"{counted(len(thin), 'class', 'es')} {'has' if len(thin) == 1 else 'have'}"
+            report.warnings.append(f"{have} fewer than {counted(k, 'instance')} in {pool}: {_some(thin)}")
+
+
+def _are(items: Sized) -> str:
+    return "is" if len(items) == 1 else "are"
 
 
 def _some(items: list[str]) -> str:

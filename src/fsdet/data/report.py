@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fsdet.errors import DataError
+from fsdet.errors import DataError, counted
 
 EXAMPLES = 1000  # places remembered per finding
 SHOWN = 3  # places printed per finding
@@ -147,7 +147,7 @@ class Report:
         ]
         rest = self.faults - len(lines[:LISTED])
         more = [f"  and {rest} more"] if rest > 0 else []
-        head = f"{where}: expected labels without faults (policy 'fail'), got {self.faults} faults. "
+        head = f"{where}: expected labels without faults (policy 'fail'), got {counted(self.faults, 'fault')}. "
         raise DataError("\n".join([head + "Next: mend them, or load with policy 'drop'.", *lines[:LISTED], *more]))
 
     def __str__(self) -> str:
