@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """PrototypeBank: registered classes as all their instance embeddings, with a threshold each and what stands beside them
-in their images, in one safetensors file with the model's hash."""
+in their images, and the model's hash."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from fsdet import bankfile
 from fsdet.errors import CheckpointError, ShapeError, UserError, counted, did_you_mean, explain, some
-from fsdet.files import refuse_foreign, write_durably
+from fsdet.files import refuse_foreign
 from fsdet.registered import RegisteredClass, class_name, noted
-
-FORMAT = "fsdet-bank-2"
-READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
-UNIT = 1e-3  # by which the length of a unit row may differ from 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,100 +233,12 @@ class PrototypeBank:
 
     def save(self, path: Path) -> Path:
         """Write all at once; makes the folder."""
-        tensors = {}
-        for i, own in enumerate(self.classes.values()):
-            tensors[f"instances.{i}"] = own.instances.detach().float().cpu().clone()
-            tensors[f"negatives.{i}"] = own.negatives.detach().float().cpu().clone()
-            tensors[f"negative_shots.{i}"] = own.negative_shots.detach().long().cpu().clone()
-        header = {
-            "format": FORMAT,
-            "names": json.dumps(self.names, ensure_ascii=False),
-            "model_sha256": self.model_sha256,
-            "thresholds": json.dumps(self.thresholds),
-            "calibrated": json.dumps(self.calibrated, ensure_ascii=False),
-            "sources": json.dumps(self.sources, ensure_ascii=False),
-            "marks": json.dumps(self.marks),
-            "views": str(self.views),
-            "made_by": json.dumps(dict(self.made_by), ensure_ascii=False),
-            "sha256": _digest(tensors),
-        }
-        return write_durably(path, save(tensors, header))
-
-    @staticmethod
-    def is_bank(path: Path) -> bool:
-        """Whether a file is a bank, of whatever weights."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                return (file.metadata() or {}).get("format") in READ
-        except (SafetensorError, OSError):
-            return False
+        return bankfile.write(path, self)
 
     @staticmethod
     def load(path: Path) -> "PrototypeBank":
         """Raises CheckpointError when the file is missing, damaged or no bank, or a row of it is no unit row."""
-        if not path.is_file():
-            got = "a folder" if path.is_dir() else "nothing there"
-            raise CheckpointError(explain("a bank file", got, str(path), "check the path; fsdet register writes one"))
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-                return _read(file.metadata() or {}, tensors, path)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(explain("a bank, as fsdet register writes it", "another or a damaged file", str(path),
-                                          "check the path, or register the classes again")) from error  # fmt: skip
-
-
-def _read(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> PrototypeBank:
-    """The bank of a file's header and tensors. Raises as `load`, and what a header that was not written here brings."""
-    if header.get("format") not in READ:
-        raise CheckpointError(explain(f"a bank ({' or '.join(READ)})", f"format {header.get('format')!r}", str(path),
-                                      "use a file written by fsdet register"))  # fmt: skip
-    names = tuple(_text(name) for name in json.loads(header["names"]))
-    kinds = ("instances", "negatives", "negative_shots") if header["format"] == FORMAT else ("instances",)
-    instances, *rest = (tuple(tensors[f"{kind}.{i}"] for i in range(len(names))) for kind in kinds)
-    for rows in (instances, *rest[:1]):
-        _refuse_other_rows(names, rows, path)
-    if header.get("sha256", told := _digest(tensors)) != told:
-        raise CheckpointError(explain("the rows that were written", "others: the file is damaged", str(path),
-                                      "take a copy of it, or register the classes again"))  # fmt: skip
-    if rest:
-        rest += [tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")]
-    sources, marks = (tuple(tuple(map(_text, of)) for of in json.loads(header.get(key, "[]")))
-                      for key in ("sources", "marks"))  # fmt: skip
-    made_by = dict(json.loads(header.get("made_by", "{}")))
-    return PrototypeBank(names, instances, header["model_sha256"], *rest, sources=sources, marks=marks,
-                         made_by=made_by, path=path, views=int(header.get("views", 0)))  # fmt: skip
-
-
-def _text(value: object) -> str:
-    """Raises TypeError unless it is text."""
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {value!r}")
-    return value
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of the tensors' bytes, by name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {list(tensors[name].shape)} ".encode() + tensors[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _refuse_other_rows(names: Sequence[str], rows: Sequence[Tensor], path: Path) -> None:
-    """Raises CheckpointError with the first class and row that is not finite or not of length 1, TypeError for whole
-    numbers."""
-    for name, own in zip(names, rows, strict=True):
-        if not own.is_floating_point():
-            raise TypeError(f"expected rows of fractions, got {own.dtype}")
-        for wanted, what, bad in (
-            ("finite rows", "NaN or Inf", ~own.isfinite().flatten(1).all(1)),
-            ("rows of length 1", "another", (own.flatten(1).norm(dim=1) - 1).abs() > UNIT),
-        ):
-            if bad.any():
-                got = f"{what} in row {int(bad.nonzero()[0, 0]) + 1} of '{name}'"
-                raise CheckpointError(explain(wanted, got, str(path),
-                                              "register the class again, into another bank"))  # fmt: skip
+        return bankfile.read(path, PrototypeBank)
 
 
 def refuse_bank(path: Path, replacing: bool, otherwise: str = "") -> str | None:
@@ -344,7 +249,7 @@ def refuse_bank(path: Path, replacing: bool, otherwise: str = "") -> str | None:
     Raises:
         UserError: another file, a folder, or a bank although not `replacing`.
     """
-    refuse_foreign(path, "a bank", PrototypeBank.is_bank)
+    refuse_foreign(path, "a bank", bankfile.is_bank)
     if not path.exists():
         return None
     held = _held(path)

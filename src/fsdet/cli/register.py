@@ -51,13 +51,14 @@ def run(args: argparse.Namespace) -> int:
     """Write the bank; prints its classes."""
     existing(args.checkpoint, "a checkpoint", "train one: ./train_stage_2.sh")
     existing(args.support, "a support folder", "put images into DIR/<class>/")
-    from fsdet.bank import PrototypeBank, refuse_bank
+    from fsdet.bank import refuse_bank
+    from fsdet.bankfile import is_bank
     from fsdet.tasks import use
 
     out = args.into or args.out
     if args.into:
         existing(args.into, "a bank", "make one with --out")
-        refuse_foreign(out, "a bank", PrototypeBank.is_bank)
+        refuse_foreign(out, "a bank", is_bank)
     if args.adapt:
         _free(_beside(out))
     old = None if args.into else refuse_bank(out, args.replace, "" if args.adapt else f"add to it with --into {out}, ")
