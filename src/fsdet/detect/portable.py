@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsdet.detect.postprocess import CANDIDATES, NMS_IOU
+from fsdet.detect.postprocess import CANDIDATES, NMS_IOU, VOICE, VOTE_IOU
 from fsdet.detect.scoring import Vocabulary, class_scores
 from fsdet.errors import CheckpointError, explain
 from fsdet.models.detector import DualDetector
@@ -22,7 +22,8 @@ PREPROCESSING = (
 )
 POSTPROCESSING = (
     f"outside the graph: the {CANDIDATES} best of all boxes x columns, class-aware NMS at IoU {NMS_IOU:g}, 100 an "
-    "image; then each label's threshold."
+    f"image; then each label's threshold. fsdet moves a box that is left to the mean by score of those of its label "
+    f"that overlap it by {VOTE_IOU:g} and score {VOICE:g} of it or more, itself among them."
 )
 INPUTS, OUTPUTS = ("images", "prototypes"), ("boxes", "scores")
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""From dense logits to detections: scores of both branches in one class list, one class-aware NMS, provenance."""
+"""From dense logits to detections: scores of both branches in one class list, one NMS, boxes by vote, provenance."""
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from fsdet.boxes import clip_boxes
 from fsdet.types import Detections
@@ -11,16 +11,21 @@ from fsdet.types import Detections
 STANDARD, PROTOTYPE = 0, 1
 NMS_IOU = 0.5  # above it a second box is the same object: .04 nAP50 over .7 (docs/notebook.md)
 CANDIDATES = 600  # boxes an image that enter NMS; of them `limit` come out
+VOTE_IOU = 0.65  # a box overlaps a detection by so much, and NMS_IOU at least,
+VOICE = 0.5  # and scores at least so much of what the detection does: then it has a say in where the object ends
 
 
 def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, threshold: float = 0.001,
            iou: float = NMS_IOU, limit: int = 100) -> list[Detections]:  # fmt: skip
-    """The best boxes of each image after class-aware non-maximum suppression over both branches at once.
+    """The best boxes of each image after class-aware non-maximum suppression over both branches at once, each where
+    those of its class that it suppressed say together: their mean by score (box voting: Gidaris & Komodakis 2015, arXiv
+    1505.01749, section 4). A box is the same under every threshold.
 
     Args:
         boxes: [B, A, 4] px. scores: [B, A, T] in [0, 1], T columns of either branch.
         branch, labels: [T] where a column comes from, and the class it stands for.
-        threshold: a lower score is no detection. iou: overlap above which the lower score of a class goes.
+        threshold: a lower score is no detection; voters are heard down to VOICE of it.
+        iou: overlap above which the lower score of a class goes.
         limit: detections an image at most.
     """
     batch, points, columns = scores.shape
@@ -32,10 +37,21 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
     label = labels[column]
     out = []
     for b in range(batch):
-        n = int((value[b] > threshold).sum())  # sorted: the first n
-        keep = batched_nms(chosen[b, :n], value[b, :n], label[b, :n], iou)[:limit]
-        out.append(Detections(chosen[b, keep], value[b, keep], label[b, keep], branch[column[b, keep]]))
+        n = int((value[b] > VOICE * threshold).sum())  # sorted: the first n
+        keep = batched_nms(chosen[b, :n], value[b, :n], label[b, :n], iou)
+        keep = keep[value[b, keep] > threshold][:limit]
+        voted = _voted(chosen[b, :n], value[b, :n], label[b, :n], keep, max(iou, VOTE_IOU))
+        out.append(Detections(voted, value[b, keep], label[b, keep], branch[column[b, keep]]))
     return out
+
+
+def _voted(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, iou: float) -> Tensor:
+    """[kept, 4] means of `boxes` by score, each over those with its label that overlap it and have a say."""
+    near = box_iou(boxes[keep], boxes) >= iou
+    near[torch.arange(len(keep), device=keep.device), keep] = True  # an empty box does not even overlap itself
+    heard = near & (labels[keep][:, None] == labels) & (scores >= VOICE * scores[keep][:, None])
+    weights = torch.where(heard, scores, 0.0)
+    return (weights / weights.sum(1, keepdim=True)) @ boxes
 
 
 def _empty(boxes: Tensor) -> Detections:

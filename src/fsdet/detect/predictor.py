@@ -15,7 +15,7 @@ from fsdet.data.preprocessing import Preprocessing
 from fsdet.data.transforms import Sample, resize_long
 from fsdet.detect.album import Album, marks
 from fsdet.detect.calibration import COPIES, USUAL, Calibrator, Place, copies, outliers
-from fsdet.detect.postprocess import NMS_IOU, select, to_original
+from fsdet.detect.postprocess import NMS_IOU, VOICE, select, to_original
 from fsdet.detect.scoring import ClassShots, Vocabulary, class_scores, own_classes, worth_scoring
 from fsdet.detect.support import VIEWS, embed_instances, negative_rows, whole_images
 from fsdet.errors import DataError, explain, some
@@ -255,7 +255,7 @@ class Predictor:
         sought = self._looked_for()
         limit = sought.limits if threshold is None else torch.full_like(sought.limits, threshold)
         least = float(limit.min()) if len(limit) else 0.0
-        dense = worth_scoring(self._net, dense, sought.words, least)
+        dense = worth_scoring(self._net, dense, sought.words, VOICE * least)
         scores, columns = class_scores(self._net, dense, sought.words), (sought.branch, sought.labels)
         if branch is not None:
             kept = sought.only(branch)
