@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsdet.boxes import iou_matrix
 from fsdet.data.transforms import Jitter, Sample, support_window
+from fsdet.detect.postprocess import best_detection
 from fsdet.detect.scoring import Vocabulary, class_scores
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense
@@ -88,7 +89,7 @@ class Calibrator:
             dense: of the one image. boxes: [m, 4] px of the network's input.
         """
         every, held = self._scores(self.words, dense), self.held.get(image, {})
-        for column, best in enumerate(every.amax(0).tolist()):
+        for column, best in enumerate(best_detection(dense.boxes[0], every).tolist()):
             if column not in held:
                 self.negatives[column].append(best)
                 continue
@@ -101,7 +102,7 @@ class Calibrator:
             for k in shots:
                 outside &= _share_inside(dense.boxes[0], self._box(column, k, boxes)) < INSIDE
             if outside.any():
-                self.negatives[column].append(float(score[outside].max()))
+                self.negatives[column].append(_best(score, dense, outside))
             if len(self.places[column]) > 1:
                 for k in shots:
                     others = (
@@ -128,10 +129,14 @@ class Calibrator:
                            spread=spread) for c in shown}  # fmt: skip
 
 
+def _best(score: Tensor, dense: Dense, there: Tensor) -> float:
+    """The best detection among the places `there` [A], of which score [A] is; 0 where there is none."""
+    return float(best_detection(dense.boxes[0, there], score[there, None]))
+
+
 def _best_at(score: Tensor, dense: Dense, box: Tensor) -> float:
-    """The best score among places that are the object; 0 where no box fits it."""
-    there = iou_matrix(box[None], dense.boxes[0])[0] >= FOUND_IOU
-    return float(score[there].max()) if there.any() else 0.0
+    """The best detection among places that are the object; 0 where no box fits it."""
+    return _best(score, dense, iou_matrix(box[None], dense.boxes[0])[0] >= FOUND_IOU)
 
 
 def _share_inside(boxes: Tensor, outer: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsdet.detect.postprocess import CANDIDATES, NMS_IOU, VOICE, VOTE_IOU
+from fsdet.detect.postprocess import CANDIDATES, COMPANY, NMS_IOU, VOICE, VOTE_IOU
 from fsdet.detect.scoring import Vocabulary, class_scores
 from fsdet.errors import CheckpointError, explain
 from fsdet.models.detector import DualDetector
@@ -21,9 +21,10 @@ PREPROCESSING = (
     "sides to image_size x image_size; divided by 255; float32 [B, 3, H, W]. H and W may be other multiples of stride."
 )
 POSTPROCESSING = (
-    f"outside the graph: the {CANDIDATES} best of all boxes x columns, class-aware NMS at IoU {NMS_IOU:g}, 100 an "
-    f"image; then each label's threshold. fsdet moves a box that is left to the mean by score of those of its label "
-    f"that overlap it by {VOTE_IOU:g} and score {VOICE:g} of it or more, itself among them."
+    f"outside the graph: the {CANDIDATES} best of all boxes x columns, class-aware NMS at IoU {NMS_IOU:g}. A box that "
+    f"is left has a company: those of its label that overlap it by {VOTE_IOU:g} and score {VOICE:g} of it or more, "
+    f"itself among them. It moves to their mean by score, and scores their sum, at most {COMPANY} times its own, over "
+    f"{COMPANY}; the 100 best of an image; then each label's threshold."
 )
 INPUTS, OUTPUTS = ("images", "prototypes"), ("boxes", "scores")
 

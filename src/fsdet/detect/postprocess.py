@@ -5,21 +5,25 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from fsdet.boxes import clip_boxes
+from fsdet.boxes import clip_boxes, iou_pairs
 from fsdet.types import Detections
 
 STANDARD, PROTOTYPE = 0, 1
 NMS_IOU = 0.5  # above it a second box is the same object: .04 nAP50 over .7 (docs/notebook.md)
 CANDIDATES = 600  # boxes an image that enter NMS; of them `limit` come out
 VOTE_IOU = 0.65  # a box overlaps a detection by so much, and NMS_IOU at least,
-VOICE = 0.5  # and scores at least so much of what the detection does: then it has a say in where the object ends
+VOICE = 0.1  # and scores at least so much of what the detection does: then it has a say in where and how sure it is
+COMPANY = 4  # boxes as sure as itself, itself among them, that a detection needs for its whole score
+WITNESSES = 32  # of a class that are looked at for its best detection
 
 
 def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, threshold: float = 0.001,
            iou: float = NMS_IOU, limit: int = 100) -> list[Detections]:  # fmt: skip
-    """The best boxes of each image after class-aware non-maximum suppression over both branches at once, each where
-    those of its class that it suppressed say together: their mean by score (box voting: Gidaris & Komodakis 2015, arXiv
-    1505.01749, section 4). A box is the same under every threshold.
+    """The best boxes of each image after class-aware non-maximum suppression over both branches at once.
+
+    A dense head says an object by many boxes, and what is none by one or two: a box scores what `in_company` leaves it,
+    and is the mean, by score, of those of its class that it suppressed (box voting: Gidaris & Komodakis 2015, arXiv
+    1505.01749, section 4). Both are the same under every threshold.
 
     Args:
         boxes: [B, A, 4] px. scores: [B, A, T] in [0, 1], T columns of either branch.
@@ -38,20 +42,41 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
     out = []
     for b in range(batch):
         n = int((value[b] > VOICE * threshold).sum())  # sorted: the first n
-        keep = batched_nms(chosen[b, :n], value[b, :n], label[b, :n], iou)
-        keep = keep[value[b, keep] > threshold][:limit]
-        voted = _voted(chosen[b, :n], value[b, :n], label[b, :n], keep, max(iou, VOTE_IOU))
-        out.append(Detections(voted, value[b, keep], label[b, keep], branch[column[b, keep]]))
+        at, score, own = chosen[b, :n], value[b, :n], label[b, :n]
+        keep = batched_nms(at, score, own, iou)
+        near = (box_iou(at[keep], at) >= max(iou, VOTE_IOU)) & (own[keep][:, None] == own)
+        near[torch.arange(len(keep), device=keep.device), keep] = True  # an empty box does not even overlap itself
+        voices = torch.where(near & (score >= VOICE * score[keep][:, None]), score, 0.0)
+        sure, order = in_company(score[keep], voices.sum(1)).sort(descending=True, stable=True)
+        order = order[sure > threshold][:limit]
+        voted = (voices / voices.sum(1, keepdim=True))[order] @ at
+        kept = keep[order]
+        out.append(Detections(voted, sure[: len(order)], own[kept], branch[column[b, kept]]))
     return out
 
 
-def _voted(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, iou: float) -> Tensor:
-    """[kept, 4] means of `boxes` by score, each over those with its label that overlap it and have a say."""
-    near = box_iou(boxes[keep], boxes) >= iou
-    near[torch.arange(len(keep), device=keep.device), keep] = True  # an empty box does not even overlap itself
-    heard = near & (labels[keep][:, None] == labels) & (scores >= VOICE * scores[keep][:, None])
-    weights = torch.where(heard, scores, 0.0)
-    return (weights / weights.sum(1, keepdim=True)) @ boxes
+def in_company(score: Tensor, voices: Tensor) -> Tensor:
+    """The score of a detection whose boxes score `voices` together, its own `score` among them.
+
+    The mean over COMPANY boxes, those that are not there score nothing; never above its own.
+    """
+    return torch.minimum(voices, COMPANY * score) / COMPANY
+
+
+def best_detection(boxes: Tensor, scores: Tensor) -> Tensor:
+    """[N] the score that the best detection of each column has among places: boxes [A, 4] px, scores [A, N]; 0 of none.
+
+    As `select` would have it, by the WITNESSES best places of a column.
+    """
+    if not len(boxes):
+        return scores.new_zeros(scores.shape[1])
+    value, place = scores.T.topk(min(WITNESSES, len(boxes)), dim=1)
+    at = boxes[place]
+    shape = (*value.shape, value.shape[1])
+    one, other = (x.expand(*shape, 4).reshape(-1, 4) for x in (at[:, :, None], at[:, None]))
+    near = (iou_pairs(one, other).view(shape) >= VOTE_IOU) | torch.eye(shape[1], dtype=torch.bool, device=at.device)
+    heard = near & (value[:, None] >= VOICE * value[:, :, None])
+    return in_company(value, torch.where(heard, value[:, None], 0.0).sum(-1)).amax(1)
 
 
 def _empty(boxes: Tensor) -> Detections:
