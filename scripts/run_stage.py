@@ -202,7 +202,7 @@ def next_stage(request: Request, folder: Path) -> str:
     words = [] if source == usual else [_shown(source)]
     passed = [text for text in request.overrides if text.startswith(PASSED_ON)]
     best, following = folder / "best.pt", configs.load(source, passed)
-    if Path(following.stage.init_from or "") != best:
+    if Path(following.stage.init_from or "") not in (best, folder):
         passed += [f"stage.init_from={best}", f"run.dir={folder}-stage{stage}"]
     return " ".join([script, *map(shlex.quote, [*words, *passed])])
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from fsdet.errors import UserError, explain
+from fsdet.errors import UserError, explain, some
 
 UNREADABLE = (zipfile.BadZipFile, zlib.error)  # an archive whose listing or whose compressed part is damaged
 
@@ -32,12 +32,12 @@ def refuse_foreign(path: Path, what: str, is_ours: Callable[[Path], bool]) -> No
 
 
 def refuse_others(out: Path, index: str, what: str, keys: Iterable[str], wanted: Iterable[Path]) -> None:
-    """Let `wanted` be written into a folder: what is there already of them, the folder's own `index` lists.
+    """Let `wanted` be written into a folder: what is there already of them, the folder's own `index` lists as it is.
 
     An index is a JSON file with `keys`, and with the names of the files beside it under "written".
     Raises:
-        UserError: `out` or a folder in it is a file, its index is another file, one of `wanted` is somebody else's, or
-        nothing can be written there.
+        UserError: `out` or a folder in it is a file, its index is another file, one of `wanted` is somebody else's or
+        has been changed since it was written, or nothing can be written there.
     """
     if out.exists() and not out.is_dir():
         raise UserError(explain("a folder", "a file", str(out), "name another --out"))
@@ -48,6 +48,12 @@ def refuse_others(out: Path, index: str, what: str, keys: Iterable[str], wanted:
     if theirs:
         raise UserError(explain("a folder without these files", f"{theirs[0]} and {len(theirs) - 1} more, which "
                                 f"{index} does not list", str(out), "name another --out"))  # fmt: skip
+    known = digests(out / index)
+    changed = [name for path in wanted if path.is_file() and (name := path.relative_to(out).as_posix()) in known
+               and sha256_of(path) != known[name]]  # fmt: skip
+    if changed:
+        raise UserError(explain("files as they were written", f"{some(changed)}, changed since", str(out),
+                                "move them away, or name another --out"))  # fmt: skip
     for folder in sorted({path.parent for path in wanted} - {out}):
         if folder.exists() and not folder.is_dir():
             raise UserError(explain("a folder", "a file", str(folder), "move it away, or name another --out"))

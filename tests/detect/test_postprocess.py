@@ -102,6 +102,18 @@ def test_boxes_without_area_stay_where_they_are():
     assert torch.equal(found[0].boxes, boxes[0])
 
 
+def test_boxes_keep_their_digits_under_autocast_and_one_that_is_not_finite_stays_alone():
+    boxes, scores = crowded(3)
+    branch, labels = torch.zeros(4, dtype=torch.uint8), torch.arange(4)
+    [plain] = select(boxes, scores, branch, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        [found] = select(boxes, scores, branch, labels)
+    assert torch.equal(found.boxes, plain.boxes) and found.boxes.dtype == torch.float32
+    bad = torch.cat((boxes, torch.full((1, 1, 4), torch.inf)), 1)
+    [found] = select(bad, torch.cat((scores, torch.full((1, 1, 4), 0.9)), 1), branch, labels)
+    assert int((~found.boxes.isfinite()).any(1).sum()) <= 4, "its own detection of each class"
+
+
 def test_a_class_known_to_both_branches_is_reported_once_by_the_surer():
     boxes = torch.tensor([[[0.0, 0, 10, 10]]])
     found = select(boxes, torch.tensor([[[0.6, 0.9]]]), torch.tensor([0, 1], dtype=torch.uint8), torch.tensor([4, 4]))[

@@ -281,3 +281,11 @@ def test_a_run_is_finished_when_its_last_save_is(tmp_path, monkeypatch):
     assert load(tmp_path / "last.pt")["finished"] and not is_finished(tmp_path)
     writer.save(state(2, finished=True), wait=True)
     assert is_finished(tmp_path)
+
+
+@pytest.mark.parametrize("files", [{"best.pt": "abc"}, ["best.pt"], None])
+def test_a_manifest_whose_entries_are_none_vouches_for_nothing(tmp_path, files):
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files, "finished": True}))
+    (tmp_path / "best.pt").write_bytes(b"any")
+    assert checkpoint.damage(tmp_path / "best.pt") is None
+    assert checkpoint.read_manifest(tmp_path) == {"files": {}, "finished": True}

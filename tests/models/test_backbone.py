@@ -98,12 +98,17 @@ def test_who_listens_to_a_norm_hears_it_frozen_too_and_one_that_trains_learns():
     block.bn.eval()
     x = torch.randn(2, 3, 8, 8)
     alone = block(x)
-    with torch.no_grad():
-        handle = block.bn.register_forward_hook(lambda *told: heard.append(told[2]))
-        torch.testing.assert_close(block(x), alone)
-        handle.remove()
-        block(x)
+    handle = block.bn.register_forward_hook(lambda *told: heard.append(told[2]))
+    torch.testing.assert_close(block(x), alone)
+    handle.remove()
+    block(x)
     assert len(heard) == 1 and torch.equal(block.bn.running_mean, moved)
+
+
+def test_a_graph_for_use_alone_has_the_weights_as_they_are():
+    with torch.no_grad():
+        graph = str(torch.export.export(ConvBlock(3, 4).eval(), (torch.rand(1, 3, 8, 8),)).graph)
+    assert "rsqrt" not in graph and "batch_norm" in graph
 
 
 @pytest.mark.parametrize(("name", "levels", "word"), [("yolov8q", "P3-P5", "yolov8"), ("yolo11n", "P2-P5", "P2-P5"),

@@ -153,6 +153,26 @@ def test_images_of_one_stem_have_a_drawing_each(best, place):
     assert index["pictures"] == {"a.jpg": "a.jpg", "a.png": "a.png.jpg"}
 
 
+def test_a_label_that_was_corrected_by_hand_is_not_replaced_by_the_next_predict(best, place, capsys):
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--txt", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 0
+    Path("out/labels/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    assert main(argv) == 2
+    assert "out: expected files as they were written, got labels/a.txt, changed since" in capsys.readouterr().err
+    assert Path("out/labels/a.txt").read_text() == "0 0.5 0.5 0.2 0.2\n"
+
+
+def test_an_image_that_cannot_be_read_any_more_keeps_its_drawing(best, place, capsys):
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--conf", "0", "--device", "cpu"]
+    assert main(argv) == 0
+    Path("photos/a.png").write_bytes(b"half")
+    capsys.readouterr()
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "still there: 1 file of an earlier predict, as this one did not look at every image (a.png.jpg)" in told
+    assert Path("out/a.png.jpg").is_file()
+
+
 def test_images_of_one_name_are_told_apart_with_their_pictures(best, place, capsys):
     """Each row's image has one drawing, of just that image's size."""
     for folder, size in (("one", (60, 40)), ("two", (40, 60))):
@@ -420,7 +440,7 @@ def test_a_signal_keeps_what_was_found(best, place, monkeypatch, capsys):
         calm.setattr(use, "read_rgb", read_rgb)
         assert main(argv) == 0 and Path("out/c.jpg").exists()
     assert main(argv) == 130
-    told = "still there: 1 file of an earlier predict, as this one was stopped (c.jpg)"
+    told = "still there: 1 file of an earlier predict, as this one did not look at every image (c.jpg)"
     assert told in capsys.readouterr().err and Path("out/c.jpg").exists()
 
 

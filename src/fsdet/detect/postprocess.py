@@ -22,8 +22,8 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
     """The best boxes of each image after class-aware non-maximum suppression over both branches at once.
 
     A dense head says an object by many boxes, and what is none by one or two: a box scores what `in_company` leaves it,
-    and is the mean, by score, of those of its class that it suppressed (box voting: Gidaris & Komodakis 2015, arXiv
-    1505.01749, section 4). Both are the same under every threshold.
+    and is the mean, by score, of those of its class that overlap it by VOTE_IOU (box voting: Gidaris & Komodakis 2015,
+    arXiv 1505.01749, section 4). Both are the same under every threshold.
 
     Args:
         boxes: [B, A, 4] px. scores: [B, A, T] in [0, 1], T columns of either branch.
@@ -49,10 +49,17 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
         voices = torch.where(near & (score >= VOICE * score[keep][:, None]), score, 0.0)
         sure, order = in_company(score[keep], voices.sum(1)).sort(descending=True, stable=True)
         order = order[sure > threshold][:limit]
-        voted = (voices / voices.sum(1, keepdim=True))[order] @ at
         kept = keep[order]
+        voted = _mean_box(at, voices[order])
         out.append(Detections(voted, sure[: len(order)], own[kept], branch[column[b, kept]]))
     return out
+
+
+def _mean_box(boxes: Tensor, weights: Tensor) -> Tensor:
+    """[k, 4] means of boxes [n, 4] by weights [k, n]. No product of matrices: autocast would round it to whole px, and
+    one box that is not finite would be in every mean."""
+    weights = (weights / weights.sum(1, keepdim=True))[..., None]
+    return torch.where(weights > 0, weights * boxes, 0.0).sum(1)
 
 
 def in_company(score: Tensor, voices: Tensor) -> Tensor:

@@ -139,7 +139,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or not content:
+        return {}
+    files = content.get("files", {})
+    entries = {name: e for name, e in files.items() if isinstance(e, dict)} if isinstance(files, dict) else {}
+    return {**content, "files": entries}
 
 
 def _verify(path: Path, data: bytes) -> bool:

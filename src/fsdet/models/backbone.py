@@ -46,15 +46,16 @@ class ConvBlock(ul_modules.Conv):
 
     With s = gamma / sqrt(variance + eps) it says act(conv(x; w s) + beta - mean s): the same, with the same gradients
     to w, gamma and beta, without the tensor between convolution and BatchNorm. A step with frozen BatchNorm keeps a
-    third less for the backward pass and takes about .95 of its time (docs/notebook.md). A GPU would have more small
-    kernels to start a layer, which nobody has measured.
+    third less for the backward pass and takes about .95 of its time (docs/notebook.md). Without gradients there is
+    nothing to keep, and an exported file is to have constant weights (`fused` is for use alone). A GPU would have more
+    small kernels to start a layer, which nobody has measured.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         norm, conv = self.bn, self.conv
         still = isinstance(norm, nn.BatchNorm2d) and not norm.training
         heard = conv._forward_hooks or norm._forward_hooks  # who listens to a part is told what that part says
-        if not still or heard or x.device.type != "cpu":
+        if not still or heard or not torch.is_grad_enabled() or x.device.type != "cpu":
             return super().forward(x)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale

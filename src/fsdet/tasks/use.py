@@ -153,11 +153,11 @@ class Copies:
         self._pictures[self._names[i]] = files[0]
 
     def close(self, predictor: Predictor | PortablePredictor, whole: bool = True) -> str:
-        """Write predictions.json and, where every image was looked at, remove what an earlier run wrote and this one
-        did not; returns the summary."""
+        """Write predictions.json and, where every image could be looked at, remove what an earlier run wrote and this
+        one did not; returns the summary."""
         index, names = self._out / INDEX, predictor.names
         content = {"names": list(names), "pictures": self._pictures, "predictions": self._rows}
-        cleared = write_index(index, content, self._written, clear=whole)
+        cleared = write_index(index, content, self._written, clear=whole and not self._unread)
         count = Counter(names[row["category_id"]] for row in self._rows)
         others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
         seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
@@ -188,7 +188,7 @@ def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, s
         write([*written, *stay])
         lines.append(f"removed {counted(len(removed), 'file')} of an earlier predict that this one did not write again")
     if stay:
-        why = "changed since, or not known to be as written" if clear else "as this one was stopped"
+        why = "changed since, or not known to be as written" if clear else "as this one did not look at every image"
         lines.append(f"still there: {counted(len(stay), 'file')} of an earlier predict, {why} ({some(stay)})")
     return lines
 
