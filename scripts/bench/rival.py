@@ -133,7 +133,8 @@ def detections(model: YOLO, records: Sequence[ImageRecord], args: argparse.Names
             raise UserError(explain(f"{4 + len(model.names)} columns: a box and a score a class", str(raw.shape[-1]),
                                     f"--backbone {args.backbone}", "use a yolov8 or yolo11 backbone"))  # fmt: skip
         labels = torch.arange(len(model.names), device=raw.device)
-        [found] = select(xywh_to_xyxy(raw[..., :4]), raw[..., 4:], torch.zeros_like(labels, dtype=torch.uint8), labels)
+        [found] = select(xywh_to_xyxy(raw[..., :4]), raw[..., 4:], torch.zeros_like(labels, dtype=torch.uint8), labels,
+                         company=False)  # fmt: skip
         out.append(to_original(found, factor, padding, record.size))
     return out
 

@@ -70,6 +70,10 @@ def test_a_box_alone_has_a_quarter_of_its_score_and_one_in_company_all_of_it():
     [found] = select(boxes, scores, torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     torch.testing.assert_close(found.scores, torch.tensor([0.6, 0.2]))
     torch.testing.assert_close(found.boxes, at)
+    none = torch.zeros(1, dtype=torch.int64)
+    [plain] = select(boxes, scores, none.to(torch.uint8), none, company=False)
+    torch.testing.assert_close(plain.scores, torch.tensor([0.8, 0.6]))
+    assert torch.equal(plain.boxes, at.flip(0))
 
 
 def test_the_best_detection_of_a_column_is_that_of_select():

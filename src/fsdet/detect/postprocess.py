@@ -18,7 +18,7 @@ WITNESSES = 32  # of a class that are looked at for its best detection
 
 
 def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, threshold: float = 0.001,
-           iou: float = NMS_IOU, limit: int = 100) -> list[Detections]:  # fmt: skip
+           iou: float = NMS_IOU, limit: int = 100, company: bool = True) -> list[Detections]:  # fmt: skip
     """The best boxes of each image after class-aware non-maximum suppression over both branches at once.
 
     A dense head says an object by many boxes, and what is none by one or two: a box scores what `in_company` leaves it,
@@ -31,6 +31,7 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
         threshold: a lower score is no detection; voters are heard down to VOICE of it.
         iou: overlap above which the lower score of a class goes.
         limit: detections an image at most.
+        company: False leaves each box and score as the head said it, as Ultralytics does.
     """
     batch, points, columns = scores.shape
     if not columns or not batch:
@@ -44,15 +45,23 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
         n = int((value[b] > VOICE * threshold).sum())  # sorted: the first n
         at, score, own = chosen[b, :n], value[b, :n], label[b, :n]
         keep = batched_nms(at, score, own, iou)
-        near = (box_iou(at[keep], at) >= max(iou, VOTE_IOU)) & (own[keep][:, None] == own)
-        near[torch.arange(len(keep), device=keep.device), keep] = True  # an empty box does not even overlap itself
-        voices = torch.where(near & (score >= VOICE * score[keep][:, None]), score, 0.0)
-        sure, order = in_company(score[keep], voices.sum(1)).sort(descending=True, stable=True)
-        order = order[sure > threshold][:limit]
-        kept = keep[order]
-        voted = _mean_box(at, voices[order])
-        out.append(Detections(voted, sure[: len(order)], own[kept], branch[column[b, kept]]))
+        found = at[keep], score[keep], keep
+        if company:
+            found = _judged(at, score, own, keep, max(iou, VOTE_IOU), limit)
+        where, sure, kept = (part[found[1] > threshold][:limit] for part in found)
+        out.append(Detections(where, sure, own[kept], branch[column[b, kept]]))
     return out
+
+
+def _judged(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, iou: float,
+            limit: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of the boxes `keep` the `limit` best: [k, 4] where their company is, [k] scores `in_company`, which they were."""
+    near = (box_iou(boxes[keep], boxes) >= iou) & (labels[keep][:, None] == labels)
+    near[torch.arange(len(keep), device=keep.device), keep] = True  # an empty box does not even overlap itself
+    voices = torch.where(near & (scores >= VOICE * scores[keep][:, None]), scores, 0.0)
+    sure, order = in_company(scores[keep], voices.sum(1)).sort(descending=True, stable=True)
+    order = order[:limit]
+    return _mean_box(boxes, voices[order]), sure[:limit], keep[order]
 
 
 def _mean_box(boxes: Tensor, weights: Tensor) -> Tensor:
