@@ -29,7 +29,7 @@ def slow_select(at, score, label, threshold, iou):
     """[(row, score, box)] of one image by the definition, best first; rows in any order."""
     found = []
     for i in slow_nms(at, score, label, iou):
-        company = [j for j in range(len(at)) if j == i or (label[j] == label[i] and score[j] >= 0.1 * score[i]
+        company = [j for j in range(len(at)) if j == i or (label[j] == label[i] and score[j] >= 0.25 * score[i]
                    and iou_matrix(at[i : i + 1], at[j : j + 1]).item() >= max(0.65, iou))]  # fmt: skip
         voices = sum(score[j] for j in company)
         found.append((i, min(voices, 4 * score[i]) / 4, sum(score[j] * at[j] for j in company) / voices))

@@ -12,7 +12,7 @@ STANDARD, PROTOTYPE = 0, 1
 NMS_IOU = 0.5  # above it a second box is the same object: .04 nAP50 over .7 (docs/notebook.md)
 CANDIDATES = 600  # boxes an image that enter NMS; of them `limit` come out
 VOTE_IOU = 0.65  # a box overlaps a detection by so much, and NMS_IOU at least,
-VOICE = 0.1  # and scores at least so much of what the detection does: then it has a say in where and how sure it is
+VOICE = 0.25  # and scores at least so much of what the detection does: then it has a say in where and how sure it is
 COMPANY = 4  # boxes as sure as itself, itself among them, that a detection needs for its whole score
 WITNESSES = 32  # of a class that are looked at for its best detection
 
@@ -42,9 +42,9 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
     label = labels[column]
     out = []
     for b in range(batch):
-        n = int((value[b] > VOICE * threshold).sum())  # sorted: the first n
+        m, n = (int((value[b] > least).sum()) for least in (threshold, VOICE * threshold))  # sorted: the first ones
         at, score, own = chosen[b, :n], value[b, :n], label[b, :n]
-        keep = batched_nms(at, score, own, iou)
+        keep = batched_nms(at[:m], score[:m], own[:m], iou)  # company never raises a score
         found = at[keep], score[keep], keep
         if company:
             found = _judged(at, score, own, keep, max(iou, VOTE_IOU), limit)
