@@ -110,6 +110,18 @@ def test_a_bank_of_the_first_format_is_read_without_them(tmp_path):
     assert old.merge(full()).thresholds == (0.375, None), "its missing threshold is the other's"
 
 
+def test_a_bank_of_the_second_format_is_read_without_its_thresholds_and_says_so(tmp_path, caplog):
+    full().save(tmp_path / "new.bank")
+    with safe_open(str(tmp_path / "new.bank"), framework="pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    save_file(tensors, tmp_path / "old.bank", {**header, "format": "fsdet-bank-2"})
+    old = PrototypeBank.load(tmp_path / "old.bank")
+    assert old.thresholds == (None, None) and all(map(torch.equal, old.negatives, full().negatives))
+    assert caplog.text.count("old.bank: of an earlier version, whose thresholds do not fit") == 1
+    assert PrototypeBank.load(old.save(tmp_path / "again.bank")).thresholds == (None, None)
+    assert "again.bank" not in caplog.text and "new.bank" not in caplog.text
+
+
 def test_marks_sources_and_views_come_back_too(tmp_path):
     one = PrototypeBank(("cup",), (rows(3, 2),), "m1", sources=(("a.jpg", "", "ключ.jpg"),), marks=(("a", "b", "c"),),
                         made_by={"classes": "2"}, views=6)  # fmt: skip

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,8 +15,13 @@ from torch import Tensor
 from fsdet.errors import CheckpointError, explain
 from fsdet.files import write_durably
 
-FORMAT = "fsdet-bank-2"
-READ = ("fsdet-bank-1", FORMAT)  # 1 had neither thresholds nor negatives
+FORMAT = "fsdet-bank-3"
+BARE, SINGLE = (
+    "fsdet-bank-1",
+    "fsdet-bank-2",
+)  # without thresholds and negatives; with thresholds of single boxes' scores
+READ = (BARE, SINGLE, FORMAT)
+log = logging.getLogger("fsdet")
 UNIT = 1e-3  # by which the length of a unit row may differ from 1
 Bank = TypeVar("Bank")
 
@@ -92,7 +98,7 @@ def _columns(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Pat
         raise CheckpointError(explain(f"a bank ({' or '.join(READ)})", f"format {header.get('format')!r}", str(path),
                                       "use a file written by fsdet register"))  # fmt: skip
     names = tuple(_text(name) for name in json.loads(header["names"]))
-    kinds = ("instances", "negatives", "negative_shots") if header["format"] == FORMAT else ("instances",)
+    kinds = ("instances",) if header["format"] == BARE else ("instances", "negatives", "negative_shots")
     found: dict[str, object] = {kind: tuple(tensors[f"{kind}.{i}"] for i in range(len(names))) for kind in kinds}
     for kind in kinds[:2]:
         _refuse_other_rows(names, found[kind], path)
@@ -101,6 +107,9 @@ def _columns(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Pat
                                       "take a copy of it, or register the classes again"))  # fmt: skip
     if header["format"] == FORMAT:
         found |= {key: tuple(json.loads(header[key])) for key in ("thresholds", "calibrated")}
+    elif header["format"] == SINGLE:  # a threshold of a single box is too high for one judged by its company
+        log.warning("%s: of an earlier version, whose thresholds do not fit the scores of this one and are not used: "
+                    "register its classes again to have some", path)  # fmt: skip
     found |= {key: tuple(tuple(map(_text, of)) for of in json.loads(header.get(key, "[]")))
               for key in ("sources", "marks")}  # fmt: skip
     made_by = dict(json.loads(header.get("made_by", "{}")))

@@ -30,6 +30,7 @@ def test_a_card_comes_back_from_the_text_that_it_is_stored_as():
     ("change", "told"),
     [
         ({"format": "other"}, "a.onnx: expected a file of fsdet export"),
+        ({"format": "fsdet-portable-1"}, "Next: export the checkpoint with this version's fsdet export"),
         ({"thresholds": "["}, "a.onnx: expected the metadata of fsdet export"),
         ({"stride": "many"}, "a.onnx: expected the metadata of fsdet export"),
     ],

@@ -14,7 +14,8 @@ from fsdet.detect.scoring import Vocabulary, class_scores
 from fsdet.errors import CheckpointError, explain
 from fsdet.models.detector import DualDetector
 
-FORMAT = "fsdet-portable-1"
+KIND = "fsdet-portable-"
+FORMAT = f"{KIND}2"  # 1 had thresholds of single boxes' scores
 LICENCE = "AGPL-3.0-or-later"
 PREPROCESSING = (
     "RGB, EXIF rotation applied; scaled so that the longer side is image_size px and padded with grey 114 on both "
@@ -62,7 +63,7 @@ class Card:
         """Read back. Raises CheckpointError for a file that fsdet export has not written."""
         if properties.get("format") != FORMAT:
             raise CheckpointError(explain(f"a file of fsdet export ({FORMAT})", f"format {properties.get('format')!r}",
-                                          where, "export the checkpoint with fsdet export"))  # fmt: skip
+                                          where, "export the checkpoint with this version's fsdet export"))  # fmt: skip
         try:
             return Card(**{key: _read(kind, properties[key]) for key, kind in Card.__annotations__.items()})
         except (KeyError, ValueError, TypeError) as error:

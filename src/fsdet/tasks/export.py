@@ -15,7 +15,7 @@ from fsdet.data import sources
 from fsdet.data.images import read_rgb
 from fsdet.detect.exporting import FORMATS, write
 from fsdet.detect.parity import Comparison, Parity
-from fsdet.detect.portable import FORMAT, Card, Portable, columns_of
+from fsdet.detect.portable import KIND, Card, Portable, columns_of
 from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import Network, PortablePredictor, open_onnx, open_torch
 from fsdet.errors import DataError, UserError, explain
@@ -66,7 +66,7 @@ def export(checkpoint: Path, *, out: Path, bank: Path | None = None, form: str =
 def is_exported(path: Path) -> bool:
     """Whether a file was written by fsdet export: an ONNX model or an archive of torch with its card inside."""
     content = path.read_bytes()
-    return content.startswith((ONNX_START, b"PK")) and FORMAT.encode() in content
+    return content.startswith((ONNX_START, b"PK")) and KIND.encode() in content
 
 
 def _portable(predictor: Predictor, prototypes: str) -> tuple[Portable, Card]:
