@@ -78,6 +78,8 @@ def test_a_shot_is_found_by_the_others_at_its_place_and_wrong_is_what_lies_outsi
         "not by its own shot"
     )
     assert len(look.negatives[1]) == 2 and look.positives[1] == [], "one shot is found by no other"
+    elsewhere = max(score(model, axis(1), axis(3)), score(model, axis(0, 0.5), axis(3)))
+    assert look.negatives[1][1] == pytest.approx(alone(elsewhere), rel=1e-4), "b shows no object of class 1"
     assert look.needs_copies(1) and not look.needs_copies(0)
     look.look_at_copy(1, image([FAR, BOX], [axis(4), axis(3, 0.1)]), torch.tensor(BOX).float())
     assert look.positives[1] == pytest.approx([alone(score(model, axis(3, 0.1), axis(3)))], abs=1e-5)
