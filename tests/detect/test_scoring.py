@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Scores of both branches: a standard column is a sigmoid, a prototype column also has to win against all others; every
-switch against its formula."""
+"""Scores of both branches: a column's sigmoid, times its share among those it has to win against; every switch against
+its formula."""
 
 import math
 from dataclasses import replace
@@ -53,22 +53,19 @@ def doubles(rows):
 def by_hand(model, dense, words):
     """One point and one column at a time, in float64."""
     scale, bias = float(model.head.log_scale.exp().detach()), float(model.head.bias.detach())
-    rows = [*words.prototypes] if words.prototypes is not None else []
-    rows = compared(model, [*rows, *(unit(model.head.proxies[i]) for i in words.proxies)])
+    proxies = compared(model, [unit(row) for row in model.head.proxies])
+    prototypes = compared(model, [*words.prototypes] if words.prototypes is not None else [])
     out = []
     seen = (dense.embeddings, dense.standard, dense.objectness)
-    for z, logits, (higher,) in zip(*(x[0].double().tolist() for x in seen), strict=True):
-        own = [logits[c] for c in words.standard]
-        share = [0.5] * (len(rows) - len(words.proxies)) + [1.0] * len(words.proxies)
-        learnt = [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias + s * higher
-                  for row, s in zip(rows, share, strict=True)]  # fmt: skip
-        whole = sum(math.exp(v) for v in own + learnt)
-        scores = [math.exp(v) / whole / (1 + math.exp(-v)) for v in learnt]
-        if words.agree:
-            n = len(rows) - len(words.proxies)
-            both = zip(scores[n:], words.proxies, strict=True)
-            scores[n:] = [math.sqrt(s / (1 + math.exp(-logits[c]))) for s, c in both]
-        out.append([1 / (1 + math.exp(-v)) for v in own] + scores)
+    for z, standard, (higher,) in zip(*(x[0].double().tolist() for x in seen), strict=True):
+        learnt = [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias + higher for row in proxies]
+        mean = [(a + b) / 2 for a, b in zip(standard, learnt, strict=True)]
+        logits = [(mean if words.agree else standard)[c] for c in words.standard]
+        logits += [scale * sum(a * b for a, b in zip(z, row, strict=True)) + bias + higher / 2 for row in prototypes]
+        logits += [(mean if words.agree else learnt)[c] for c in words.proxies]
+        among = [logits[: len(words.standard)] if c < len(words.standard) else logits for c in range(len(logits))]
+        wholes = [sum(map(math.exp, rivals)) for rivals in among]
+        out.append([math.exp(v) / whole / (1 + math.exp(-v)) for v, whole in zip(logits, wholes, strict=True)])
     return torch.tensor(out, dtype=torch.float64)[None]
 
 
@@ -83,18 +80,22 @@ def test_scores_are_the_definition(model, own, agree):
                                rtol=1e-5, atol=1e-7)  # fmt: skip
 
 
-def test_what_a_base_class_explains_better_is_no_find_of_a_new_one(model):
+def test_a_new_class_loses_to_a_base_class_and_takes_nothing_from_it(model):
     z = torch.nn.functional.normalize(torch.randn(1, D), dim=-1)
-    words = Vocabulary((0,), (0,), z, (3,))
+    words = Vocabulary((0, 1), (0, 1), z, (3,))
     sure, doubtful = (
         class_scores(model, dense_of(torch.tensor([[v, -20.0, -20.0]]), z), words)[0, 0] for v in (20.0, -20.0)
     )
-    assert sure[1] < 0.001 * doubtful[1] and sure[0] > 0.999
+    assert sure[2] < 0.001 * doubtful[2] and sure[0] > 0.999
+    dense = dense_of(torch.tensor([[-2.0, -3.0, -20.0]]), z)
+    alone = class_scores(model, dense, Vocabulary((0, 1), (0, 1)))
+    assert torch.equal(class_scores(model, dense, words)[..., :2], alone)
 
 
-def test_without_prototypes_scores_are_sigmoids_and_without_anything_empty(model):
-    dense = dense_of(torch.tensor([[0.0, -50.0, 50.0]]), torch.ones(1, D))
-    assert class_scores(model, dense, own_classes((0, 1, 2), 3))[0, 0].tolist() == pytest.approx([0.5, 0.0, 1.0])
+def test_a_class_alone_scores_its_sigmoid_two_share_and_nothing_is_empty(model):
+    dense = dense_of(torch.tensor([[0.0, 0.0, 2.0]]), torch.ones(1, D))
+    assert class_scores(model, dense, own_classes((0,), 3))[0, 0].tolist() == pytest.approx([0.5])
+    assert class_scores(model, dense, own_classes((0, 1), 3))[0, 0].tolist() == pytest.approx([0.25, 0.25])
     assert class_scores(model, dense, Vocabulary()).shape == (1, 1, 0)
 
 
@@ -136,6 +137,11 @@ def registered(scoring=None, negatives=(3, 0), own=(0, 2)):
                       scoring=scoring or Scoring())  # fmt: skip
 
 
+def shared(logit, whole):
+    """A sigmoid, times its share in `whole` where columns compete."""
+    return (1 if whole is None else math.exp(logit) / whole) / (1 + math.exp(-logit))
+
+
 def switched_by_hand(model, dense, words):
     """One point, one class, one instance at a time, in float64; all switches as the formulas have them."""
     how, scale, bias = words.scoring, float(model.head.log_scale.exp().detach()), float(model.head.bias.detach())
@@ -155,7 +161,7 @@ def switched_by_hand(model, dense, words):
             beside = doubles(compared(model, of.negatives))
             rivals.append(max((scale * float(z @ row) + bias for row in beside), default=None))
         whole = sum(math.exp(v) for v in [*own, *logits, proxy])
-        row = [1 / (1 + math.exp(-v)) for v in own]
+        row = [shared(v, sum(map(math.exp, own))) for v in own]
         for logit, rival in zip(logits, rivals, strict=True):
             sure = logit - rival if how.background == "subtract" and rival is not None else logit
             score, all_ = 1 / (1 + math.exp(-sure)), whole
@@ -169,8 +175,7 @@ def switched_by_hand(model, dense, words):
                 cosine = min(max((logit - bias) / scale, 0), 1)
                 score = how.calibration * score + (1 - how.calibration) * cosine
             row.append(score)
-        learnt = 1 / (1 + math.exp(-proxy))
-        out.append([*row, learnt * math.exp(proxy) / whole if how.compete else learnt])
+        out.append([*row, shared(proxy, whole if how.compete else None)])
     return torch.tensor(out, dtype=torch.float64)[None]
 
 
@@ -199,16 +204,6 @@ def test_a_switch_is_its_formula(likely, text):
     plain = class_scores(likely, dense, registered())
     assert (scores[..., 2:4] - plain[..., 2:4]).abs().max() > 0.01, "it changes the classes that are registered"
     assert torch.equal(scores[..., :2], plain[..., :2]), "and no base class"
-
-
-def test_the_default_is_what_it_was_to_the_last_bit(likely):
-    dense, words = dense_of(torch.randn(40, 3), torch.randn(40, D)), registered()
-    own, proxies = dense.standard[..., [0, 2]], unit(likely.head.proxies[[1]])
-    logits = likely.head.similarity_logits(dense, words.prototypes, 0.5)
-    logits = torch.cat((logits, likely.head.similarity_logits(dense, proxies)), -1)
-    share = torch.cat((own, logits), -1).softmax(-1)[..., 2:]
-    assert torch.equal(class_scores(likely, dense, words), torch.cat((own.sigmoid(), logits.sigmoid() * share), -1))
-    assert Scoring.parse("background=off,reduce=mean") == Scoring() and Scoring().changed() == {}
 
 
 def test_one_instance_is_the_same_in_every_reduction(likely):
@@ -252,9 +247,10 @@ def test_a_study_files_values_are_the_same_as_the_command_lines():
 
 
 @pytest.mark.parametrize(
-    ("mode", "standard", "proxies", "agree"),
-    [("dual", (0, 1), (2,), True), ("standard", (0, 1, 2), (), False), ("prototype", (), (0, 1, 2), False)],
-)
-def test_a_class_is_read_from_what_its_stage_has_trained(mode, standard, proxies, agree):
-    words = own_classes(range(3), 2, mode)
+    ("mode", "tuned", "standard", "proxies", "agree"),
+    [("dual", False, (0, 1), (2,), False), ("dual", True, (0, 1), (2,), True),
+     ("standard", True, (0, 1, 2), (), False), ("prototype", True, (), (0, 1, 2), False)],
+)  # fmt: skip
+def test_a_class_is_read_from_what_its_stage_has_trained(mode, tuned, standard, proxies, agree):
+    words = own_classes(range(3), 2, mode, tuned=tuned)
     assert (words.standard, words.proxies, words.agree) == (standard, proxies, agree)

@@ -12,6 +12,7 @@ from fsdet.data.report import Report
 from fsdet.data.shots import ShotFile, draw_shots
 from fsdet.data.sources import DataSet, load
 from fsdet.data.store import ImageStore
+from fsdet.detect.predictor import Predictor
 from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, own_classes
 from fsdet.detect.support import embed_instances, negative_rows, whole_images
 from fsdet.errors import ConfigError, DataError
@@ -131,6 +132,13 @@ def tuned(best, tmp_path_factory):
     path = tmp_path_factory.mktemp("tuned") / "best.pt"
     torch.save(state, path)
     return load_trained(path)
+
+
+def test_both_branches_speak_for_every_class_after_stage_3_alone(tuned, best):
+    for trained, both in ((tuned, True), (load_trained(best), False)):
+        base = len(trained.spec["base"])
+        predictor = Predictor(trained.model, trained.classes, trained.preprocessing, base=base)
+        assert [trained.own(range(base)).agree, predictor.frozen()[0].agree] == [both, both]
 
 
 def test_stage_3_is_stamped_with_the_draw_it_was_trained_on(tuned, small_demo, caplog):

@@ -218,7 +218,8 @@ class Predictor:
         label = {name: i for i, name in enumerate(self.names)}
         device = self._net.head.bias.device
         shots = tuple(class_shots(self._bank, i, device) for i in range(len(self._bank.names)))
-        return replace(own_classes(own, self.base, self.mode), prototypes=self._bank.prototypes().to(device),
+        words = own_classes(own, self.base, self.mode, tuned=self.base < len(self.classes))
+        return replace(words, prototypes=self._bank.prototypes().to(device),
                        prototype_labels=tuple(label[n] for n in self._bank.names), shots=shots)  # fmt: skip
 
     def _looked_for(self) -> Sought:

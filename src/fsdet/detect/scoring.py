@@ -120,9 +120,9 @@ class Vocabulary:
     """What to look for. standard: classes read from the standard branch, as its columns; labels they get.
 
     prototypes: [N, D] unit rows with `prototype_labels` [N]; `proxies`: learnt prototypes read as classes, as rows of
-    the model's proxies, with their labels; agree: the score of a proxy is the geometric mean with its class's standard
-    column, which stage 3 has trained as well. shots: what each prototype was made of, for `scoring` other than the
-    default, which needs the prototypes alone.
+    the model's proxies, with their labels; agree: the logit of each of the model's own classes is the mean of its
+    standard column and its proxy. shots: what each prototype was made of, for `scoring` other than the default, which
+    needs the prototypes alone.
     """
 
     standard: tuple[int, ...] = ()
@@ -155,51 +155,51 @@ class Vocabulary:
 def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor:
     """[B, A, T] scores in [0, 1] in the order of `Vocabulary.columns`.
 
-    A standard column scores its sigmoid. A column of the prototype branch scores its sigmoid times its share in a
-    softmax over all columns: what a base class explains better is no find of a new class (docs/notebook.md). `Scoring`
-    changes that for the support's prototypes, `compete` for proxies too.
+    A column scores its sigmoid times its share in a softmax: what another class explains better is no find of this one
+    (docs/notebook.md). A standard column shares with standard columns, so that no class that is registered takes from
+    a base class; a column of the prototype branch shares with all. `Scoring` changes that for the support's
+    prototypes, `compete` for proxies too.
     """
-    own = dense.standard[..., list(words.standard)]
-    columns = []
-    if words.prototypes is not None and words.prototypes.shape[0]:  # not len(): an exported graph keeps it open
-        columns.append(model.head.similarity_logits(dense, words.prototypes, TRUST))
-    if words.proxies:
-        columns.append(model.head.similarity_logits(dense, unit(model.head.proxies[list(words.proxies)])))
-    if not columns:
-        return own.sigmoid()
-    logits = torch.cat(columns, -1)
+    own, *others = _columns(model, dense, words)
+    scores, logits = own.sigmoid() * own.softmax(-1), torch.cat(others, -1)
+    if not logits.shape[-1]:
+        return scores
     if words.scoring != DEFAULT and words.prototype_labels:
-        learnt = _switched(model, dense, words, own, logits)
-    else:
-        learnt = logits.sigmoid() * torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
-    if words.agree and words.proxies:
-        learnt, proxies = learnt.split([logits.shape[-1] - len(words.proxies), len(words.proxies)], -1)
-        learnt = torch.cat((learnt, (proxies * dense.standard[..., list(words.proxies)].sigmoid()).sqrt()), -1)
-    return torch.cat((own.sigmoid(), learnt), -1)
+        return torch.cat((scores, _switched(model, dense, words, own, logits)), -1)
+    share = torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
+    return torch.cat((scores, logits.sigmoid() * share), -1)
+
+
+def _columns(model: DualDetector, dense: Dense, words: Vocabulary) -> list[Tensor]:
+    """Logits [B, A, n] of the standard columns, of the prototypes where there are any, and of the proxies."""
+
+    def by_proxy(classes: Sequence[int]) -> Tensor:
+        return model.head.similarity_logits(dense, unit(model.head.proxies[list(classes)]))
+
+    standard, proxies = (dense.standard[..., list(classes)] for classes in (words.standard, words.proxies))
+    if words.agree and words.standard:
+        standard = (standard + by_proxy(words.standard)) / 2
+    if words.proxies:
+        learnt = by_proxy(words.proxies)
+        proxies = (learnt + proxies) / 2 if words.agree else learnt
+    if words.prototypes is None or not words.prototypes.shape[0]:  # not len(): an exported graph keeps it open
+        return [standard, proxies]
+    return [standard, model.head.similarity_logits(dense, words.prototypes, TRUST), proxies]
 
 
 def worth_scoring(model: DualDetector, dense: Dense, words: Vocabulary, least: float) -> Dense:
     """One image without the places that no column scores above `least`, in their order.
 
-    A score is a sigmoid times a share, or that of `agree`, so the sigmoids alone bound it; of hundreds of registered
-    classes the softmax is then made at a few places only. Scores of the places that stay are the same.
+    A score is a sigmoid times a share, so the sigmoid of the largest logit bounds it; of hundreds of registered classes
+    the softmax is then made at a few places only. Scores of the places that stay are the same.
     """
     if words.scoring != DEFAULT:
         return dense
-    standard = list(words.standard)
-    bounds = [dense.standard[0][:, standard].amax(-1).sigmoid()] if standard else []
-    if words.prototypes is not None and len(words.prototypes):
-        bounds.append(model.head.similarity_logits(dense, words.prototypes, TRUST)[0].amax(-1).sigmoid())
-    if words.proxies:
-        proxies = list(words.proxies)
-        sure = model.head.similarity_logits(dense, unit(model.head.proxies[proxies]))[0].sigmoid()
-        if words.agree:
-            sure = (sure * dense.standard[0][:, proxies].sigmoid()).sqrt()
-        bounds.append(sure.amax(-1))
-    if not bounds:
+    largest = [logits[0].amax(-1) for logits in _columns(model, dense, words) if logits.shape[-1]]
+    if not largest:
         return dense
-    rows = (torch.stack(bounds).amax(0) > least * (1 - ROUNDING)).nonzero()[:, 0]
-    return dense.cut(slice(None), rows)
+    sure = torch.stack(largest).amax(0).sigmoid()
+    return dense.cut(slice(None), (sure > least * (1 - ROUNDING)).nonzero()[:, 0])
 
 
 def _switched(model: DualDetector, dense: Dense, words: Vocabulary, own: Tensor, logits: Tensor) -> Tensor:
@@ -254,10 +254,14 @@ def _of_classes(model: DualDetector, dense: Dense, rows: Sequence[Tensor]) -> Se
     return model.head.similarity_logits(dense, torch.cat(list(rows)), TRUST).split([len(r) for r in rows], -1)
 
 
-def own_classes(classes: Sequence[int], base: int, mode: str = "dual") -> Vocabulary:
-    """The model's own classes, by their numbers: base ones (below `base`) from the standard branch; novel ones that
-    stage 3 added from their proxies, in agreement with the standard branch (docs/notebook.md). A model in prototype
-    mode has never trained its standard branch, one in standard mode never its proxies: all from the other one."""
+def own_classes(classes: Sequence[int], base: int, mode: str = "dual", *, tuned: bool = False) -> Vocabulary:
+    """The model's own classes, by their numbers: base ones (below `base`) from the standard branch, novel ones that
+    stage 3 added from their proxies. A model in prototype mode has never trained its standard branch, one in standard
+    mode never its proxies: all from the other one.
+
+    tuned: by stage 3, which trains both branches on every class, so that both speak for each. An episode trains the
+    proxies of the base classes that it does not show, which may be none.
+    """
     standard = tuple(c for c in classes if mode == "standard" or (c < base and mode != "prototype"))
     proxies = tuple(c for c in classes if c not in standard)
-    return Vocabulary(standard, standard, proxies=proxies, proxy_labels=proxies, agree=mode == "dual")
+    return Vocabulary(standard, standard, proxies=proxies, proxy_labels=proxies, agree=tuned and mode == "dual")

@@ -2,7 +2,7 @@
 """A trained detector back from its checkpoint, with what it knows of classes and sizes."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fsdet.data.preprocessing import Preprocessing
+from fsdet.detect.scoring import Vocabulary, own_classes
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.optimizer import choose_device
 from fsdet.errors import CheckpointError, DataError, explain
@@ -40,6 +41,10 @@ class Trained:
     def finetuned(self) -> bool:
         """Whether novel classes are columns of the model itself (stage 3)."""
         return len(self.spec["classes"]) > len(self.spec["base"])
+
+    def own(self, classes: Sequence[int]) -> Vocabulary:
+        """Those of its own classes, by number, as a detector in use looks for them."""
+        return own_classes(classes, len(self.spec["base"]), self.spec["mode"], tuned=self.finetuned)
 
 
 def load_trained(path: str | Path, device: str = "cpu") -> Trained:

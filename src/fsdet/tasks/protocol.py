@@ -56,7 +56,7 @@ class Study:
 
 def _own(trained: Trained, study: Study) -> Vocabulary:
     """The model's base classes in G-FSOD, none in FSOD."""
-    return own_classes(study.base if study.setting == "gfsod" else (), len(study.base), trained.spec["mode"])
+    return trained.own(study.base if study.setting == "gfsod" else ())
 
 
 @torch.inference_mode()
@@ -130,9 +130,9 @@ def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws
     """
     if bank is None and trained.finetuned:
         classes = [*study.base, *study.novel] if study.setting == "gfsod" else study.novel
-        own = own_classes(classes, len(study.base), trained.spec["mode"])
         seed = int((trained.spec.get("draw") or {}).get("seed", 0))
-        return {(scoring, int(trained.spec["shots"]), seed): Registered(own) for scoring in scorings}
+        return {(scoring, int(trained.spec["shots"]), seed): Registered(trained.own(classes))
+                for scoring in scorings}  # fmt: skip
     if draws is not None:
         return draw_registered(trained, study.data, draws, _own(trained, study), scorings)
     bank.check_model(model_sha256(trained.model), "bank")

@@ -17,7 +17,7 @@ from fsdet.data.paste import Cutout, paste, rectangle, silhouette
 from fsdet.data.store import ImageStore
 from fsdet.data.transforms import Jitter, Sample, letterbox
 from fsdet.detect.postprocess import select
-from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
+from fsdet.detect.scoring import Vocabulary, class_scores
 from fsdet.detect.support import embed_instances
 from fsdet.evaluation.scorer import Scorer
 from fsdet.models.prototypes import class_prototypes
@@ -77,9 +77,9 @@ def _scenes(cutouts: Sequence[Sequence[Cutout]], canvases: ImageStore, size: int
 
 def _words(trained: Trained, embeddings: torch.Tensor, labels: Sequence[int]) -> Vocabulary:
     """The base classes and the prototypes of these instances."""
-    classes, base = sorted(set(labels)), len(trained.spec["base"])
+    classes = sorted(set(labels))
     way = torch.tensor([classes.index(c) for c in labels], device=embeddings.device)
-    own = own_classes(range(base), base, trained.spec["mode"])
+    own = trained.own(range(len(trained.spec["base"])))
     return replace(own, prototypes=class_prototypes(embeddings, way, len(classes)), prototype_labels=tuple(classes))
 
 

@@ -15,7 +15,7 @@ from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
 from fsdet.data.transforms import support_window
 from fsdet.detect.calibration import USUAL
-from fsdet.detect.scoring import Vocabulary, own_classes
+from fsdet.detect.scoring import Vocabulary
 from fsdet.detect.support import embed_instances
 from fsdet.errors import DataError
 from fsdet.evaluation.outcomes import Outcome, outcomes
@@ -87,9 +87,8 @@ def look(trained: Trained, config: Config, data: DataSet, results: Mapping[str, 
 def _sought(trained: Trained, config: Config, data: DataSet, results: Mapping[str, Any]) -> Sought:
     base, novel = list(range(data.num_base)), list(range(data.num_base, len(data.names)))
     if trained.spec["stage"] == "base" or not novel:
-        words = own_classes(base, len(base), trained.spec["mode"])
         proxies = unit(trained.model.head.proxies[: len(base)]) if trained.spec["mode"] != "standard" else None
-        return Sought(words, base, "base classes through the model's own branch", prototypes=proxies)
+        return Sought(trained.own(base), base, "base classes through the model's own branch", prototypes=proxies)
     if trained.finetuned:
         return _tuned(trained, config, data, novel)
     k, seed = _draw(data, results)
@@ -126,7 +125,7 @@ def _same_draw(data: DataSet, picks: Picks, results: Mapping[str, Any], k: int, 
 def _tuned(trained: Trained, config: Config, data: DataSet, novel: Sequence[int]) -> Sought:
     """Stage 3: its novel classes are its own; the shots are those it was trained on, where they can be told."""
     setting = [*range(data.num_base), *novel] if config.eval.setting == "gfsod" else novel
-    words = own_classes(setting, data.num_base, trained.spec["mode"])
+    words = trained.own(setting)
     told = f"novel classes as fine-tuned on {trained.spec['shots']} shots each"
     standard = trained.spec["mode"] == "standard"
     prototypes = None if standard else unit(trained.model.head.proxies[list(novel)])
