@@ -136,6 +136,12 @@ class PrototypeBank:
         found = {name: self.known(name, *given) for name, *given in columns}
         return {name: shots for name, shots in found.items() if shots}
 
+    def of_another(self, name: str, shots: RegisteredClass) -> list[str]:
+        """Those shots of class `name`, each in words, that another class has too: one object is not of two classes."""
+        return [f"{shots.sources[k] or 'a shot'} is {own.sources[j] or 'a shot'} of '{other}'"
+                for other, own in self.classes.items() if other != name
+                for k, j in own.known(shots.instances, shots.sources, shots.marks).items()]  # fmt: skip
+
     def remove(self, name: str) -> "PrototypeBank":
         """The bank without class `name`. Raises UserError when there is none."""
         name = self.known_as(name)

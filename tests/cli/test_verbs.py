@@ -160,6 +160,27 @@ def test_bank_lists_merges_and_removes(checkpoint, capsys):
     assert PrototypeBank.load(Path("c.bank")).names == ("cup",)
 
 
+def test_a_merge_tells_of_a_shot_of_two_classes(tmp_path, monkeypatch, capsys):
+    """By its mark, or in a bank without marks by its row; what one bank holds twice was told when it was registered."""
+    monkeypatch.chdir(tmp_path)
+    rows = torch.eye(8)
+    known = {"sources": (("1.png", "2.png"),), "marks": (("a", "b"),)}
+    PrototypeBank(("mug",), (rows[:2],), "ab" * 32, **known).save(Path("a.bank"))
+    known = {"sources": (("0.png", "cup.png"), ("cup.png",)), "marks": (("c", "a"), ("a",))}
+    PrototypeBank(("pen", "mug"), (rows[2:4], rows[3:4]), "ab" * 32, **known).save(Path("b.bank"))
+    PrototypeBank(("tin", "can"), (rows[1:3], rows[1:2]), "ab" * 32).save(Path("c.bank"))
+    assert main(["bank", "merge", "a.bank", "b.bank", "--out", "d.bank"]) == 0
+    told = capsys.readouterr().out
+    shared = (
+        "b.bank: the same image and box as in another class of the banks before it: 'pen': cup.png is 1.png of 'mug'"
+    )
+    assert f"{shared}; the two will be taken for each other\n  next: `" in told and "d.bank CLASS SHOT` in" in told
+    assert main(["bank", "merge", "d.bank", "b.bank", "--out", "e.bank"]) == 0
+    assert "another class" not in capsys.readouterr().out, "what is in the bank has been told"
+    assert main(["bank", "merge", "a.bank", "c.bank", "--out", "f.bank"]) == 0
+    assert "before it: 'tin': a shot is 2.png of 'mug', 'can': a shot is 2.png of 'mug'; " in capsys.readouterr().out
+
+
 def test_banks_that_do_not_go_together_are_refused_before_anything_is_told_of_their_shots(
     tmp_path, monkeypatch, capsys
 ):

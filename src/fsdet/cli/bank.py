@@ -7,12 +7,12 @@ fsdet bank drop my.bank mug 2 5
 fsdet bank outliers my.bank"""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdet.command import typed
-from fsdet.errors import UserError, counted, explain
+from fsdet.errors import UserError, counted, explain, some
 
 if TYPE_CHECKING:
     from fsdet.bank import PrototypeBank
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if getattr(args, "out", None) and not _is_itself(args):
         refuse_bank(args.out, args.replace)
     if args.action == "merge":
-        bank = _merged([PrototypeBank.load(path) for path in args.banks])
+        bank = _merged([PrototypeBank.load(path) for path in args.banks], args.out)
         path = bank.save(args.out)
     else:
         path, bank = args.bank, PrototypeBank.load(args.bank)
@@ -77,17 +77,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _merged(banks: "Sequence[PrototypeBank]") -> "PrototypeBank":
-    """The banks as one; tells which shots more than one of them holds."""
+def _merged(banks: "Sequence[PrototypeBank]", out: Path) -> "PrototypeBank":
+    """The banks as one, for the file `out`; tells which shots more than one of them holds, of one class or of two."""
     bank = banks[0]
     for other in banks[1:]:
         merged = bank.merge(other)  # refuses before anything is told
-        again = {name: len(shots) for name, shots in bank.shared(other).items()}
+        shared = bank.shared(other)
+        again = {name: len(shots) for name, shots in shared.items()}
         if again:
             told = ", ".join(f"{name} {count}" for name, count in again.items())
             print(f"{other.where}: {sum(again.values())} of its shots are in the banks before it and kept once: {told}")
+        _tell_of_two(bank, other, shared, out)
         bank = merged
     return bank
+
+
+def _tell_of_two(bank: "PrototypeBank", other: "PrototypeBank", shared: Mapping[str, Collection[int]],
+                 out: Path) -> None:  # fmt: skip
+    """Tell which shots that `other` brings, `shared` ones left out, are of another class in `bank`."""
+    new = {name: own.kept([k for k in range(len(own)) if k not in shared.get(name, ())])
+           for name, own in other.classes.items()}  # fmt: skip
+    both = [f"'{name}': {text}" for name, shots in new.items() for text in bank.of_another(name, shots)]
+    if both:
+        print(f"{other.where}: the same image and box as in another class of the banks before it: {some(both)}; "
+              "the two will be taken for each other")  # fmt: skip
+        print(f"  next: `{typed('fsdet bank drop {} CLASS SHOT', out)}` in the class that it does not show; "
+              f"`{typed('fsdet bank list {} --shots', out)}` numbers them")  # fmt: skip
 
 
 def _is_itself(args: argparse.Namespace) -> bool:

@@ -2,7 +2,7 @@
 """A detector in use: classes registered from labelled images, found in other images."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,12 +115,11 @@ class Predictor:
             raise DataError(explain(f"an instance of '{name}'", "none that is not a crowd", "register",
                                     "give an image with a box around one object"))  # fmt: skip
         names = [Path(where).name for (where, _, _), sample in zip(images, found, strict=True) for _ in sample.boxes]
-        own_marks = [mark for sample in found for mark in marks(sample)]
-        before, numbers, again = self._enter(name, instances, names, own_marks)
+        before, numbers, again = self._enter(name, instances, names, [mark for s in found for mark in marks(s)])
         if again:
             log.warning("'%s': %d of %d shots are in the bank already and are not added twice (%s)", name, len(again),
                         len(instances), some([names[k] for k in again]))  # fmt: skip
-        self._tell_shared(name, {mark: names[k] for k, mark in enumerate(own_marks) if k not in again})
+        self._tell_shared(name, before)
         own, places = iter(numbers), [where for where, _, _ in images]
         self._album.add(name, before, places, found, [[next(own) for _ in sample.boxes] for sample in found])
         if len(again) < len(instances):
@@ -152,12 +151,10 @@ class Predictor:
         new = {fresh[i] for i in added}
         return before, [shots[mark] for mark in found], [k for k in range(len(found)) if k not in new]
 
-    def _tell_shared(self, name: str, shots: Mapping[str, str]) -> None:
-        """Warn of new shots of class `name`, {mark: file}, that another class has: one object is not of two classes."""
-        both = [f"{shots[mark]} is {file or 'a shot'} of '{other}'"
-                for other, own in self._bank.classes.items() if other != name
-                for mark, file in zip(own.marks, own.sources, strict=True) if mark in shots]  # fmt: skip
-        if both:
+    def _tell_shared(self, name: str, before: int) -> None:
+        """Warn of shots of class `name` after its first `before` that another class has, too."""
+        own = self._bank.classes[name]
+        if both := self._bank.of_another(name, own.kept(range(before, len(own)))):
             log.warning("'%s': the same image and box as in another class: %s; the two will be taken for each other: "
                         "keep each in the class that it shows", name, some(both))  # fmt: skip
 
