@@ -91,7 +91,7 @@ def test_register_predict_probe_check_and_info_print_what_they_are_told(checkpoi
     Path("support").mkdir()
     Path("c.yaml").write_text("run: {seed: 4}", encoding="utf-8")
     bank = PrototypeBank(("cup", "fork"), (torch.ones(1, 4) / 2, torch.ones(2, 4) / 2), "ab" * 32)
-    monkeypatch.setattr(use, "register", lambda checkpoint, support, out, device, into, views: bank)
+    monkeypatch.setattr(use, "registered", lambda checkpoint, support, device, into, views: bank)
     monkeypatch.setattr(use, "predict", lambda checkpoint, **flags: f"{flags['conf']} of {flags['support']}")
     monkeypatch.setattr(inspect, "probe", lambda settings: f"probed {settings.run.seed}")
     monkeypatch.setattr(inspect, "check", lambda settings: f"checked {settings.run.seed}")

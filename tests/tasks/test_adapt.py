@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """`register --adapt`: new classes become columns of the detector, the old ones stay, and what cannot be is refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fsdet.cli.main import main
 from fsdet.data.sources import load
 from fsdet.engine import checkpoint
 from fsdet.errors import CheckpointError, DataError
-from fsdet.tasks.adapt import SETTINGS, STEPS, adapt, with_support
+from fsdet.tasks.adapt import SETTINGS, STEPS, Adapted, adapt, prepared, with_support
 from fsdet.tasks.loading import load_trained
 
 QUICK = ("run.threads=1", "data.workers=0", "episode.queries=2", "optim.warmup_epochs=0")
@@ -34,7 +35,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.slow
 def test_new_classes_become_columns_and_running_statistics_stay(best, folder, caplog):
     caplog.set_level("INFO", logger="fsdet")
-    done = adapt(best, folder, folder.parent / "out", steps=2, device="cpu", overrides=QUICK)
+    done = adapt(prepared(best, folder), folder.parent / "out", steps=2, device="cpu", overrides=QUICK)
     before, after = load_trained(best), load_trained(done.checkpoint)
     assert done.classes == ("mug", "pen") and after.classes == (*before.classes, "mug", "pen")
     assert after.finetuned and np.isfinite([done.before, done.after]).all()
@@ -47,7 +48,7 @@ def test_new_classes_become_columns_and_running_statistics_stay(best, folder, ca
     assert checkpoint.load(done.checkpoint.with_name("last.pt"))["step"] == 3, "half as long again"
     assert after.model.head.standard[0].weight[80:].abs().max() > 0, "new columns start at zero"
     with pytest.raises(CheckpointError, match="one of stage 3"):
-        adapt(done.checkpoint, folder, folder.parent / "again", steps=2, device="cpu")
+        prepared(done.checkpoint, folder)
 
 
 def test_own_novel_classes_of_the_base_data_do_not_take_the_new_numbers(small_demo, folder):
@@ -94,6 +95,23 @@ def test_a_refused_adaptation_leaves_no_bank_either(best, small_demo, folder, ca
     assert main(argv) == 2
     assert "base classes of the detector" in capsys.readouterr().err
     assert not Path("my.bank").exists() and not Path("my.bank.adapted").exists()
+
+
+def test_what_registering_says_of_shots_comes_before_the_training(best, folder, caplog, monkeypatch):
+    """And once: a picture in two folders can be put right before minutes of training."""
+    shutil.copy("support/mug/1.png", "support/pen/cup.png")
+    told: list[str] = []
+
+    def train(start, run, **_):
+        told.extend(record.message for record in caplog.records)
+        assert start.joined.novel == ("mug", "pen") and not Path("my.bank").exists(), "a bank is written at the end"
+        return Adapted(run / "best.pt", start.joined.novel, 0.5, 0.5)
+
+    monkeypatch.setattr("fsdet.tasks.adapt.adapt", train)
+    argv = ["register", str(best), "--support", "support", "--out", "my.bank", "--adapt", "--device", "cpu"]
+    assert main(argv) == 0 and Path("my.bank").is_file()
+    assert sum("cup.png is 1.png of 'mug'" in line for line in told) == 1
+    assert sum("another class" in record.message for record in caplog.records) == 1
 
 
 def test_adaptation_is_the_demos_stage_3():

@@ -20,7 +20,7 @@ from fsdet.detect.support import embed_instances
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.errors import CheckpointError, ConfigError
 from fsdet.tasks import build_task, read_data
-from fsdet.tasks.adapt import adapt
+from fsdet.tasks.adapt import adapt, prepared
 from fsdet.tasks.loading import load_trained
 from fsdet.tasks.use import predictor_of
 from tasks.conftest import small
@@ -235,7 +235,7 @@ def test_adapting_and_exporting_take_the_vit_along(run, small_demo, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     place = support_folder(tmp_path)
     quick = ("run.threads=1", "data.workers=0", "episode.queries=2", "optim.warmup_epochs=0")
-    done = adapt(run / "best.pt", place, tmp_path / "out", steps=2, device="cpu", overrides=quick)
+    done = adapt(prepared(run / "best.pt", place), tmp_path / "out", steps=2, device="cpu", overrides=quick)
     adapted = load_trained(done.checkpoint)
     assert adapted.model.encoder.identity == load_trained(run / "best.pt").model.encoder.identity
     predictor = predictor_of(run / "best.pt")

@@ -488,7 +488,7 @@ def test_a_bank_is_replaced_only_with_the_word_for_it_and_before_the_work_it_is_
     assert main(argv) == 0
     before = Path("my.bank").read_bytes()
     with monkeypatch.context() as context:
-        context.setattr(use, "register", None)
+        context.setattr(use, "registered", None)
         for words in (argv, [*argv, "--adapt"]):
             assert main(words) == 2
             told = capsys.readouterr().err

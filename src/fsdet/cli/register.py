@@ -8,11 +8,15 @@ finding, and kept as a run folder beside the bank."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fsdet.cli._arguments import Once, add_device, count, existing
 from fsdet.command import typed
 from fsdet.errors import UserError, counted, explain
 from fsdet.files import refuse_foreign
+
+if TYPE_CHECKING:
+    from fsdet.tasks.adapt import Prepared
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -54,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from fsdet.bank import refuse_bank
     from fsdet.bankfile import is_bank
     from fsdet.tasks import use
+    from fsdet.tasks.adapt import prepared
 
     out = args.into or args.out
     if args.into:
@@ -62,9 +67,12 @@ def run(args: argparse.Namespace) -> int:
     if args.adapt:
         _free(_beside(out))
     old = None if args.into else refuse_bank(out, args.replace, "" if args.adapt else f"add to it with --into {out}, ")
-    if args.adapt:  # first: it refuses more than registering does, and then nothing is left half done
-        _adapt(args)
-    bank = use.register(args.checkpoint, args.support, out, args.device, args.into, views=not args.one_view)
+    # what --adapt refuses comes first, what registering says of shots before the training, the file after both
+    start = prepared(args.checkpoint, args.support, args.data) if args.adapt else None
+    bank = use.registered(args.checkpoint, args.support, args.device, args.into, views=not args.one_view)
+    if start:
+        _adapt(start, args)
+    bank.save(out)
     replaced = f"; replaces {old}" if old else ""
     print(f"{out}: {counted(len(bank.names), 'class', 'es')}: {', '.join(bank.names)}{replaced}")
     for line in bank.describe():
@@ -90,11 +98,10 @@ def _free(folder: Path) -> None:
     raise UserError(explain("a folder to make", got, str(folder), f"{cure}name another --out"))
 
 
-def _adapt(args: argparse.Namespace) -> None:
+def _adapt(start: "Prepared", args: argparse.Namespace) -> None:
     from fsdet.tasks.adapt import STEPS, adapt
 
-    done = adapt(args.checkpoint, args.support, _beside(args.out), data=args.data, steps=args.steps or STEPS,
-                 device=args.device)  # fmt: skip
+    done = adapt(start, _beside(args.out), steps=args.steps or STEPS, device=args.device)
     print(f"{done.checkpoint}: finds {len(done.classes)} new classes by itself; base AP50 on split val "
           f"{done.before:.3f} -> {done.after:.3f}")  # fmt: skip
     print(f"next: {typed('fsdet predict {} --source IMAGE --out predictions', done.checkpoint)}")

@@ -27,6 +27,15 @@ SETTINGS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A detector to adapt; the base classes' images and the new classes' shots as one data set; the former's path."""
+
+    trained: Trained
+    joined: DataSet
+    data: str
+
+
 @dataclass(frozen=True)
 class Adapted:
     """checkpoint of the adapted detector; its new classes; base AP50 on split val before and after."""
@@ -37,11 +46,8 @@ class Adapted:
     after: float
 
 
-def adapt(checkpoint: Path, support: Path, folder: Path, *, data: str | None = None, steps: int = STEPS,
-          device: str = "auto", overrides: Sequence[str] = ()) -> Adapted:  # fmt: skip
-    """Fine-tune `checkpoint` on a support folder and replayed base images, into the run folder `folder`.
-
-    Every instance in the support folder is a shot; classes may have different numbers of them.
+def prepared(checkpoint: Path, support: Path, data: str | None = None) -> Prepared:
+    """A checkpoint and a support folder, read and found fit for `adapt`.
 
     Args:
         data: the data set with the base classes' images; None takes the one the checkpoint was trained on.
@@ -54,8 +60,17 @@ def adapt(checkpoint: Path, support: Path, folder: Path, *, data: str | None = N
         raise CheckpointError(explain("a checkpoint of stage 1 or 2", "one of stage 3", str(checkpoint),
                                       "adapt the one it came from, with all new classes in the folder"))  # fmt: skip
     known = sources.load(data or data_of(trained), splits=("train", "val"))
-    joined = with_support(known, trained.classes, support)
-    config = _settings(trained, data or str(trained.spec["data"]), folder, steps, device, overrides)
+    return Prepared(trained, with_support(known, trained.classes, support), data or str(trained.spec["data"]))
+
+
+def adapt(start: Prepared, folder: Path, *, steps: int = STEPS, device: str = "auto",
+          overrides: Sequence[str] = ()) -> Adapted:  # fmt: skip
+    """Fine-tune a detector on a support folder and replayed base images, into the run folder `folder`.
+
+    Every instance in the support folder is a shot; classes may have different numbers of them.
+    """
+    trained, joined = start.trained, start.joined
+    config = _settings(trained, start.data, folder, steps, device, overrides)
     task, chosen = finetune_task(config, joined, _all_shots(joined), "support")
     before = task.evaluate(trained.model)["val/base/AP50"]
     result = trainer_of(task, f"{initial.initialise(task, task.config)}\n  {chosen}").fit()

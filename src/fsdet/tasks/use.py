@@ -45,9 +45,9 @@ def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: st
                      base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
 
 
-def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu", into: Path | None = None, *,
-             views: bool = True) -> PrototypeBank:  # fmt: skip
-    """Every class of a support folder (support/<class>/*.jpg, boxes beside them or the whole image) into a bank file.
+def registered(checkpoint: Path, support: Path, device: str = "cpu", into: Path | None = None, *,
+               views: bool = True) -> PrototypeBank:  # fmt: skip
+    """Every class of a support folder (support/<class>/*.jpg, boxes beside them or the whole image) as a bank.
 
     into: a bank whose classes and shots are kept beside. views: read each shot at three scales and mirrored.
     Raises:
@@ -56,9 +56,7 @@ def register(checkpoint: Path, support: Path, out: Path, device: str = "cpu", in
     predictor = predictor_of(checkpoint, PrototypeBank.load(into) if into else None, device)
     predictor.views = VIEWS if views else VIEWS[:1]
     _register_folder(predictor, support)
-    bank = predictor.bank
-    bank.save(out)
-    return bank
+    return predictor.bank
 
 
 def _register_folder(predictor: Predictor, support: Path) -> None:
