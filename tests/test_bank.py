@@ -145,6 +145,13 @@ def test_single_shots_are_dropped_with_what_is_beside_them():
     assert torch.equal(left.negatives[1], beside[[0, 1, 5]]) and left.negative_shots[1].tolist() == [0, 2, 1]
     assert left.thresholds == (None, 0.4) and left.calibrated[1] == "5 shots; before shots were dropped"
     assert torch.equal(left.instances[0], bank().instances[0]) and len(whole.instances[1]) == 5
-    for shots, told in (([5], "shots 1 to 5 of 'ключ', got 6"), ([-1], "got 0"), (range(5), "fewer than all 5 shots")):
+    kept = "a shot of 'ключ' that stays, got all 5"
+    for shots, told in (([5], "shots 1 to 5 of 'ключ', got 6"), ([-1], "got 0"), (range(5), kept)):
         with pytest.raises(UserError, match=told):
             whole.drop("ключ", shots)
+
+
+def test_a_single_shot_is_told_as_one():
+    for shots, told in (([1], "shot 1, the only one, of 'cup', got 2"), ([0], "that stays, got its only one")):
+        with pytest.raises(UserError, match=told):
+            bank().drop("cup", shots)

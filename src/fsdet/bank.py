@@ -167,11 +167,12 @@ class PrototypeBank:
         own, gone = self.classes[name], sorted(set(shots))
         count = len(own)
         if wrong := [k + 1 for k in gone if not 0 <= k < count]:
-            raise UserError(explain(f"shots 1 to {count} of '{name}'", ", ".join(map(str, wrong)), self.where,
+            known = f"shots 1 to {count}" if count > 1 else "shot 1, the only one,"
+            raise UserError(explain(f"{known} of '{name}'", ", ".join(map(str, wrong)), self.where,
                                     "name shots of that class"))  # fmt: skip
         if len(gone) == count:
-            raise UserError(explain(f"fewer than all {count} shots of '{name}'", "all of them", self.where,
-                                    "remove the class"))  # fmt: skip
+            got = f"all {count}" if count > 1 else "its only one"
+            raise UserError(explain(f"a shot of '{name}' that stays", got, self.where, "remove the class"))
         left = own.kept([k for k in range(count) if k not in gone])
         told = noted(own.calibrated, "before shots were dropped")
         return self._of(self.classes | {name: left.judged(own.threshold, told)})

@@ -72,6 +72,11 @@ def counted(count: int, word: str, plural: str = "s") -> str:
     return f"{count} {word}{plural * (count != 1)}"
 
 
+def are(count: int) -> str:
+    """The verb of so many things: `1 shot is`, `2 shots are`."""
+    return "is" if count == 1 else "are"
+
+
 def some(names: Sequence[str]) -> str:
     """The first NAMED of them, and how many more there are."""
     more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []

@@ -144,8 +144,7 @@ def test_bank_lists_merges_and_removes(checkpoint, capsys):
     assert main(["bank", "merge", "a.bank", "b.bank", "--out", "c.bank"]) == 0
     told = capsys.readouterr().out
     assert (
-        "fork: 3 instances" in told
-        and "b.bank: 1 of its shots are in the banks before it and kept once: fork 1" in told
+        "fork: 3 instances" in told and "b.bank: 1 of its shots is in the banks before it and kept once: fork 1" in told
     )
     assert main(["bank", "remove", "c.bank", "fork"]) == 0
     assert PrototypeBank.load(Path("c.bank")).names == ("cup", "pen")

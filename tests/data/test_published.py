@@ -137,7 +137,7 @@ def test_voc_difficult_boxes_come_last_and_are_told(voc, tmp_path, caplog):
         needed, spared = read_published(voc, tmp_path / "vocsplit", [2, 3], [2])
     assert [stem for stem, _ in instances(voc, needed, 2)["bird"]] == ["000001", "2008_000003"]
     assert [stem for stem, _ in instances(voc, spared, 2)["bird"]] == ["000002", "000002"]
-    assert "1 shots are marked difficult" in caplog.text
+    assert "1 shot is marked difficult" in caplog.text
 
 
 def test_seed_0_may_have_a_folder_like_the_others(voc, tmp_path):
@@ -163,9 +163,9 @@ def test_every_fault_of_a_folder_of_voc_lists_is_told_at_once(voc, tmp_path):
     assert "no image called 'VOC2007/JPEGImages/000009.jpg' in split 'train'; no box of it in" in caught.value.args[0]
     for part in (
         "'motobike' is neither base nor novel. Did you mean 'motorbike'?", "class 'sofa' has no list",
-        "box_2shot_bird_train.txt: 'bird': have 1 boxes, need 2", "box_1shot_bus_train.txt: 'utf-8'",
+        "box_2shot_bird_train.txt: 'bird': have 1 box, need 2", "box_1shot_bus_train.txt: 'utf-8'",
         "box_2shot_bus_train.txt: 'bus': have 0 boxes, need 2", "seed 1: no list of 2 shots of cow",
-        "seed 2: no list of 1 shots of bird, bus, cow, motorbike",
+        "seed 2: no list of 1 shot of bird, bus, cow, motorbike",
     ):  # fmt: skip
         assert sum(part in row for row in told[1:]) == 1, part
 
@@ -277,7 +277,7 @@ def test_a_coco_list_that_does_not_fit_is_refused(coco, tmp_path, fault):
     change, told = BROKEN[fault]
     with pytest.raises(DataError) as caught:
         read_published(coco, broken_coco(tmp_path / "cocosplit", change), [0])
-    assert told in str(caught.value) and "got 1 faults" in str(caught.value)
+    assert told in str(caught.value) and "got 1 fault. " in str(caught.value)
     assert "cocosplit/full_box_3shot_cat_trainval.json" in str(caught.value)
 
 
@@ -305,7 +305,7 @@ def test_cd_fsod_lists_count_images(coco, tmp_path):
 
 @pytest.mark.parametrize(
     ("ids", "told"),
-    [((1, 3, 2, 5), "'cat': boxes of fewer than 2 images, need one box in each"), ((3, 9, 2), "have 1 boxes, need 2"),
+    [((1, 3, 2, 5), "'cat': boxes of fewer than 2 images, need one box in each"), ((3, 9, 2), "have 1 box, need 2"),
      ((3, 9), "2_shot.json: class 'potted plant' has no list"), ((), "class 'cat' has no list")],
 )  # fmt: skip
 def test_a_cd_fsod_list_of_another_number_is_refused(coco, tmp_path, ids, told):
@@ -359,14 +359,16 @@ def test_without_numbers_every_number_of_any_seed_is_asked_of_all(coco, tmp_path
     with pytest.raises(DataError) as caught:
         read_published(coco, tmp_path / "cocosplit", [5, 0, 1])
     told = [row.strip() for row in str(caught.value).splitlines()[1:]]
-    assert told == [f"seed {s}: no list of {k} shots of cat, potted plant" for s, k in ((5, 1), (5, 3), (1, 3))]
+    assert told == [
+        f"seed {s}: no list of {k} shot{'s' * (k > 1)} of cat, potted plant" for s, k in ((5, 1), (5, 3), (1, 3))
+    ]
 
 
 def test_a_list_behind_a_link_that_leaves_the_folder_is_not_read(coco, tmp_path):
     file = tmp_path / "cocosplit/full_box_1shot_cat_trainval.json"
     file.rename(tmp_path / "elsewhere.json")
     file.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(DataError, match=r"seed 0: no list of 1 shots of cat"):
+    with pytest.raises(DataError, match=r"seed 0: no list of 1 shot of cat"):
         read_published(coco, tmp_path / "cocosplit", [0])
 
 
@@ -386,7 +388,7 @@ def test_very_many_faults_are_counted_and_the_first_hundred_listed(coco, tmp_pat
 def test_the_command_writes_a_file_a_seed(coco, tmp_path, capsys):
     told = ["data", "shots", str(tmp_path / "coco/data.yaml"), "--from", str(tmp_path / "cocosplit")]
     assert main([*told, "--k", "1", "--seeds", "2", "--out", str(tmp_path / "out")]) == 0
-    assert "seed1.json: 1 shots (instance) of 2 classes, seed 1" in capsys.readouterr().out
+    assert "seed1.json: 1 shot (instance) of 2 classes, seed 1" in capsys.readouterr().out
     files = [ShotFile.load(tmp_path / f"out/seed{seed}.json") for seed in (0, 1)]
     assert files == read_published(coco, tmp_path / "cocosplit", [0, 1], [1])
     assert main([*told, "--seed", "1", "--k", "1", "--unit", "image", "--out", str(tmp_path / "one.json")]) == 2

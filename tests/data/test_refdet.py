@@ -145,7 +145,7 @@ def test_samples_for_an_evaluation(refdet):
     [
         ("{", "unreadable text"),
         ("{}", "got no list"),
-        ('[{"video_id": 1}]', "1 entries of another form"),
+        ('[{"video_id": 1}]', "entries of another form: 1, the first is number"),
         ("3", "list"),
     ],
 )

@@ -164,10 +164,10 @@ def test_picks_survive_another_order_of_classes_and_records(data, tmp_path):
 
 def test_picks_that_do_not_fit_are_told(data, tmp_path):
     shots = ShotFile.draw(data, [1], 0)
-    with pytest.raises(DataError, match="class 'cat': have 1 shots, need 5"):
+    with pytest.raises(DataError, match="class 'cat': have 1 shot, need 5"):
         shots.picks(data, 5)
     (tmp_path / "a.xml").write_text((tmp_path / "a.xml").read_text().replace("<xmax>30<", "<xmax>31<"))
-    with pytest.raises(DataError, match="1 shots are not in split 'support'"):
+    with pytest.raises(DataError, match="1 shot is not in split 'support'"):
         shots.picks(sources.load(tmp_path))
     with pytest.raises(DataError, match="class 'cat' is not in the data set"):
         shots.picks(sources.load(data_yaml(tmp_path, support=".", base=["dog"])))
@@ -179,12 +179,12 @@ def test_a_file_of_another_data_set_is_refused(data, tmp_path):
     """Same class, other pictures; same pictures, another novel class; boxes of another class in the same place."""
     shots = ShotFile.draw(data, [1], 0)
     elsewhere = sources.load(data_yaml(tmp_path / "other", support=str(voc(tmp_path / "other/deep")), novel=["cat"]))
-    with pytest.raises(DataError, match="class 'cat': 1 shots are not in split 'support'"):
+    with pytest.raises(DataError, match="class 'cat': 1 shot is not in split 'support'"):
         shots.picks(elsewhere, 1)
     with pytest.raises(DataError, match="class 'dog' is novel and has no shots"):
         shots.picks(sources.load(data_yaml(tmp_path, support=".", novel=["cat", "dog"])), 1)
     (tmp_path / "a.xml").write_text((tmp_path / "a.xml").read_text().replace("cat", "dog"))
-    with pytest.raises(DataError, match="class 'cat': 1 shots are not in split 'support'"):
+    with pytest.raises(DataError, match="class 'cat': 1 shot is not in split 'support'"):
         shots.picks(sources.load(data_yaml(tmp_path, support=".", base=["dog"], novel=["cat"])), 1)
 
 

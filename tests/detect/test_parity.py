@@ -65,7 +65,7 @@ def test_a_nan_is_not_forgotten_by_the_images_that_follow():
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (detections(BOXES[0][:1], (0.9,), (0,), (0,)), "1 detections instead of 2"),
+        (detections(BOXES[0][:1], (0.9,), (0,), (0,)), "1 detection instead of 2"),
         (detections(labels=(0, 0)), "none like detection 1 (class 1"),
         (detections(branch=(1, 1)), "none like detection 0 (class 0"),
         (detections(scores=(0.9, 0.5002)), "none like detection 1"),

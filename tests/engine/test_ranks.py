@@ -327,7 +327,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_the_resumed_run_is_th
 def test_a_resume_by_another_number_of_processes_says_what_is_not_exact(tmp_path, caplog):
     together(lambda peers: fit(peers, tmp_path / "r", changes={"epochs": 1}))
     fit(ALONE, tmp_path / "r", resume=True)
-    assert "not exact" in caplog.text and "1 processes, not 2 (the same images in each step" in caplog.text
+    assert "not exact" in caplog.text and "1 process, not 2 (the same images in each step" in caplog.text
 
 
 def test_processes_with_different_runs_are_refused(tmp_path):

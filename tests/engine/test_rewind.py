@@ -81,7 +81,7 @@ def test_after_a_rewind_the_run_is_one_that_never_saw_these_batches(
     assert [r["batch"] for r in told if r["outcome"] == "committed"] == ends
     [row] = rows(tmp_path / "r", "rewind")
     assert (row["to_step"], set(row["skipped"]), row["number"]) == (back_to, skipped, 1)
-    assert row["lr_factor"] == guard.rewind_lr and "were rejected" in row["reason"]
+    assert row["lr_factor"] == guard.rewind_lr and "rejected, " in row["reason"]
     assert not {r["batch"] - 1 for r in told if r["outcome"] != "committed"} & skipped, "their rows were taken back"
 
 

@@ -172,10 +172,10 @@ def without(state, name):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda s: save(without(s, "norm.weight")), r"1 tensors missing \(norm.weight\)"),
-        (lambda s: save(s | {"norm.weight": torch.ones(65)}), r"1 tensors of another shape \(norm.weight\)"),
+        (lambda s: save(without(s, "norm.weight")), r"1 tensor missing \(norm.weight\)"),
+        (lambda s: save(s | {"norm.weight": torch.ones(65)}), r"1 tensor of another shape \(norm.weight\)"),
         (lambda s: save(s | {"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}), "of another shape"),
-        (lambda s: save(s | {"blocks.99.norm1.weight": torch.ones(64)}), r"1 tensors unknown \(blocks.99"),
+        (lambda s: save(s | {"blocks.99.norm1.weight": torch.ones(64)}), r"1 tensor unknown \(blocks.99"),
         (lambda s: save(s | {"pos_embed": torch.ones(1, 12, 64)}), "got"),
         (lambda s: save(s | {"norm.weight": s["norm.weight"] * float("nan")}), "NaN or inf in norm.weight"),
         (lambda s: save({"weight": torch.ones(3)}), "tensors missing"),

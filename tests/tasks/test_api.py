@@ -82,7 +82,7 @@ def test_a_bank_goes_on_growing_where_its_images_are_not_at_hand(detector, best)
     grown.register("mug", "photo.jpg", [[50, 20, 110, 70]])
     bank = grown.bank
     assert bank.sources == (("one.jpg", "two.jpg", "photo.jpg"), ("photo.jpg",))
-    assert "1 shots by the others" in bank.calibrated[0], "of the three the new one alone has an image"
+    assert "1 shot by the others" in bank.calibrated[0], "of the three the new one alone has an image"
     rows = bank.negative_shots[0]
     assert set(rows.tolist()) == {0, 1, 2} and torch.equal(bank.negatives[0][rows < 2], old.negatives[0])
     at_once = Predictor(best, device="cpu")
@@ -124,7 +124,7 @@ def test_a_shot_that_is_registered_twice_is_one(detector, caplog):
     detector.register("mug", ["one.jpg", "two.jpg"])
     whole = detector.bank
     detector.register("mug", read_rgb("one.jpg"))
-    assert "'mug': 1 of 1 shots are in the bank already and are not added twice (array 1)" in caplog.text
+    assert "'mug': 1 of 1 shot is in the bank already and is not added twice (array 1)" in caplog.text
     assert detector.bank is whole
     detector.register("mug", ["one.jpg"] * 2, [[[5, 5, 60, 60]], [[5, 5, 60, 60]]])
     assert detector.bank.sources == (("one.jpg", "two.jpg", "one.jpg"),)

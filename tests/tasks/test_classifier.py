@@ -114,7 +114,7 @@ def test_data_are_looked_at_before_the_first_step(small, pages, tmp_path):
     copy = shutil.copytree(pages.parent, tmp_path / "copy")
     victim = next((copy / "train/forged").iterdir())
     victim.write_bytes(victim.read_bytes()[:-400])
-    with pytest.raises(DataError, match=f"sound data, got 1 errors\n.*{victim.name}(?!.*Next:.*Next:)"):
+    with pytest.raises(DataError, match=f"sound data, got 1 error\n.*{victim.name}(?!.*Next:.*Next:)"):
         tasks.build(small(f"data.path={copy}"))
     trusting = small(f"data.path={copy}", "classifier.validate_data=false")
     assert tasks.build_task(trusting, tasks.read_data(trusting), resume=False)
@@ -123,7 +123,7 @@ def test_data_are_looked_at_before_the_first_step(small, pages, tmp_path):
 def test_a_file_that_is_no_picture_is_named_before_the_first_step(small, pages, tmp_path):
     copy = shutil.copytree(pages.parent, tmp_path / "copy")
     (copy / "train/forged/notes.jpg").write_text("no picture")
-    with pytest.raises(DataError, match=r"got 1 errors\n.*train/forged/notes\.jpg: unreadable image"):
+    with pytest.raises(DataError, match=r"got 1 error\n.*train/forged/notes\.jpg: unreadable image"):
         tasks.build(small(f"data.path={copy}"))
     trusting = small(f"data.path={copy}", "classifier.validate_data=false")
     assert tasks.build_task(trusting, tasks.read_data(trusting), resume=False)

@@ -82,7 +82,7 @@ def test_the_same_shots_are_not_added_twice_and_this_is_told(best, place, capsys
         assert main([*more, "--into", "my.bank", *on_cpu]) == 0
         told, again = capsys.readouterr().err, PrototypeBank.load(Path("my.bank"))
         assert "'mug': " in told and "shots are in the bank already and are not added twice (1.png, " in told
-        assert "'pen': 1 of 1 shots are in the bank already" in told
+        assert "'pen': 1 of 1 shot is in the bank already" in told
         assert again.sources == first.sources and again.thresholds == first.thresholds
         for field in ("instances", "negatives", "negative_shots"):
             assert all(map(torch.equal, getattr(again, field), getattr(first, field)))

@@ -85,7 +85,7 @@ def read() -> dict:
 def test_a_film_is_followed_and_all_that_is_written_agrees(place, eye, capsys):
     eye()
     assert look("film.mp4", "--txt") == 0
-    assert "20 frames" in (told := capsys.readouterr().out) and "1 objects (1 mug) in 15 boxes -> out" in told
+    assert "20 frames" in (told := capsys.readouterr().out) and "1 object (1 mug) in 15 boxes -> out" in told
     found = read()
     assert found["video"] == {"file": "film.mp4", "rate": RATE, "frames": FRAMES} and found["names"] == ["pen", "mug"]
     rows = found["predictions"]
@@ -170,7 +170,7 @@ def test_a_camera_is_ended_by_ctrl_c_and_what_was_found_is_kept(apart, pace, pla
 def test_a_film_that_is_stopped_keeps_what_was_found_and_says_so(place, eye, capsys):
     eye(lambda n: os.kill(os.getpid(), signal.SIGTERM) if n == 4 else None)
     assert look("film.mp4") == 143
-    assert "stopped after 4 frames, and what was found in them is kept" in capsys.readouterr().err
+    assert "stopped after 4 frames, and what was found is kept" in capsys.readouterr().err
     assert read()["video"]["frames"] == 4 and Path("out/film.mp4").exists()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdet.command import typed
-from fsdet.errors import UserError, counted, explain, some
+from fsdet.errors import UserError, are, counted, explain, some
 
 if TYPE_CHECKING:
     from fsdet.bank import PrototypeBank
@@ -86,7 +86,8 @@ def _merged(banks: "Sequence[PrototypeBank]", out: Path) -> "PrototypeBank":
         again = {name: len(shots) for name, shots in shared.items()}
         if again:
             told = ", ".join(f"{name} {count}" for name, count in again.items())
-            print(f"{other.where}: {sum(again.values())} of its shots are in the banks before it and kept once: {told}")
+            count = sum(again.values())
+            print(f"{other.where}: {count} of its shots {are(count)} in the banks before it and kept once: {told}")
         _tell_of_two(bank, other, shared, out)
         bank = merged
     return bank

@@ -130,7 +130,8 @@ def _shots(args: argparse.Namespace) -> int:
     drawn = _drawn(args, data, ks, seeds)
     for file, path in zip(drawn, paths, strict=True):
         file.save(path)
-        shown = f"{', '.join(map(str, file.ks))} shots ({file.unit}) of {len(file.classes)} classes"
+        shots = f"{', '.join(map(str, file.ks))} shot{'s' * (file.ks != (1,))}"
+        shown = f"{shots} ({file.unit}) of {counted(len(file.classes), 'class', 'es')}"
         print(f"{path}: {shown}, seed {file.seed}, sha256 {file.sha256[:12]}")
     if data.novel:  # without, the shots are of base classes, which stage 3 takes from train
         command = "fsdet train configs/stage_3.yaml data.path={} data.shots={} episode.shots={}"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsdet.errors import counted
+
 if TYPE_CHECKING:
     from fsdet.engine.history import History
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 def _state(history: "History", ill: bool) -> str:
     """How far the run is, and whether anything is wrong."""
     rejected = len(history.rejected)
-    taken = f"{history.folder}: {history.last_step} steps, {rejected or 'none'} rejected"
+    taken = f"{history.folder}: {counted(history.last_step, 'step')}, {rejected or 'none'} rejected"
     told = taken if ill or history.flags() else f"{taken}, no red flag"
     if history.finished:
         return told

@@ -102,6 +102,6 @@ def _adapt(start: "Prepared", args: argparse.Namespace) -> None:
     from fsdet.tasks.adapt import STEPS, adapt
 
     done = adapt(start, _beside(args.out), steps=args.steps or STEPS, device=args.device)
-    print(f"{done.checkpoint}: finds {len(done.classes)} new classes by itself; base AP50 on split val "
+    print(f"{done.checkpoint}: finds {counted(len(done.classes), 'new class', 'es')} by itself; base AP50 on split val "
           f"{done.before:.3f} -> {done.after:.3f}")  # fmt: skip
     print(f"next: {typed('fsdet predict {} --source IMAGE --out predictions', done.checkpoint)}")

@@ -15,7 +15,7 @@ from fsdet.cli._arguments import existing, parse_with_overrides, processes
 from fsdet.cli._output import say
 from fsdet.cli.report import draw_curves
 from fsdet.command import typed
-from fsdet.errors import UserError, explain
+from fsdet.errors import UserError, counted, explain
 
 if TYPE_CHECKING:
     from fsdet.peers import Peers
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             draw_curves(result.folder)
             if args.resume is not None and result.steps == before:
                 say("the run was at its end, and nothing was trained; longer with optim.steps=N or optim.epochs=N")
-            say(f"{result.steps} steps; run folder: {result.folder}")
+            say(f"{counted(result.steps, 'step')}; run folder: {result.folder}")
     return 0
 
 

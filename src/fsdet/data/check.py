@@ -4,7 +4,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,7 +16,7 @@ import numpy as np
 from fsdet.data.frames import frame_of
 from fsdet.data.images import image_size, read_rgb
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, counted
+from fsdet.errors import DataError, are, counted
 from fsdet.types import ImageRecord
 
 SHOWN = 5
@@ -189,10 +189,11 @@ def _copies(dataset: DataSet, content: Mapping[Path, str], report: CheckReport) 
                 row = " = ".join(_show(path, dataset.root) for path in sorted(files)[:2])
                 twice[group, _named(group, files, homes)].append(row)
     for (_, other, name), found in sorted(leaks.items()):
-        told = f"leak: {counted(len(found), 'image')} of {SEPARATE[other][0]} {_are(found)} also in {name}"
+        told = f"leak: {counted(len(found), 'image')} of {SEPARATE[other][0]} {are(len(found))} also in {name}"
         report.errors.append(f"{told}: {_some(found)}")
     for (_, name), found in sorted(twice.items()):
-        report.warnings.append(f"{counted(len(found), 'image')} {_are(found)} in {name} more than once: {_some(found)}")
+        told = f"{counted(len(found), 'image')} {are(len(found))} in {name} more than once"
+        report.warnings.append(f"{told}: {_some(found)}")
 
 
 def _alike(dataset: DataSet, looks: Mapping[Path, Look], content: Mapping[Path, str], report: CheckReport) -> None:
@@ -259,10 +260,6 @@ def _thin_classes(dataset: DataSet, k: int, report: CheckReport) -> None:
         if thin:
             have = f"{counted(len(thin), 'class', 'es')} {'has' if len(thin) == 1 else 'have'}"
             report.warnings.append(f"{have} fewer than {counted(k, 'instance')} in {pool}: {_some(thin)}")
-
-
-def _are(items: Sized) -> str:
-    return "is" if len(items) == 1 else "are"
 
 
 def _some(items: list[str]) -> str:

@@ -9,7 +9,7 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.data.shapes import is_shape
 from fsdet.data.table import Table
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 
 MAX_BYTES = 2 << 30
 MAX_SIDE = 1 << 20  # px; a larger width or height is no size
@@ -109,7 +109,7 @@ def _images(rows: list, folders: list[Path], where: str, table: Table, root: Roo
         looked = ", ".join(str(folder) for folder in folders)
         raise DataError(
             explain(
-                f"the {len(rows)} images that it lists",
+                f"the {counted(len(rows), 'image')} that it lists",
                 f"none of them in {looked}",
                 where,
                 "put the json beside its images, or give `images:` with the source",

@@ -23,7 +23,7 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.data.shots import Lists, Shot, ShotFile, as_shots, match, shuffled
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, did_you_mean, explain
+from fsdet.errors import DataError, are, counted, did_you_mean, explain
 
 LAYOUTS = {
     "tfa-voc": re.compile(r"box_(?P<k>[1-9][0-9]{0,5})shot_(?P<name>.+)_train\.txt"),
@@ -70,10 +70,11 @@ def read_published(
     if problems:
         raise DataError(_listed(problems, str(folder), split, data))
     if source.difficult:
-        log.warning("%s: %d shots are marked difficult, where lists have too few others", folder, source.difficult)
+        told = f"{counted(source.difficult, 'shot')} {are(source.difficult)} marked difficult"
+        log.warning("%s: %s, where lists have too few others", folder, told)
     if source.repeated:
-        log.warning("%s: %d shots come twice, where lists name an image twice and show too few others", folder,
-                    source.repeated)  # fmt: skip
+        told = f"{counted(source.repeated, 'shot')} come{'s' * (source.repeated == 1)} twice"
+        log.warning("%s: %s, where lists name an image twice and show too few others", folder, told)
     return drawn
 
 
@@ -182,7 +183,8 @@ class _Source:
         names = ("",) if self.layout == "cd-fsod" else self.wanted
         absent = [name for name in names if (k, name) not in files and (name in self.listed or not name)]
         if absent:
-            problems.append(f"seed {seed}: no list of {k} shots{' of ' if any(absent) else ''}{', '.join(absent)}")
+            of = f" of {', '.join(absent)}" if any(absent) else ""
+            problems.append(f"seed {seed}: no list of {counted(k, 'shot')}{of}")
         for name in (name for name in names if (k, name) in files):
             path = files[k, name]
             where = f"{path.parent.name}/{path.name}"
@@ -207,7 +209,7 @@ class _Source:
         else:
             faults, picks = self._boxed(label, entries)
         if not faults and len(picks) != k:
-            faults.append(f"have {len(picks)} boxes, need {k}")
+            faults.append(f"have {counted(len(picks), 'box', 'es')}, need {k}")
         if not faults and self.unit == "image" and len({self.records[i].path for i, _ in picks}) != k:
             faults.append(f"boxes of fewer than {k} images, need one box in each")
         return faults, picks
@@ -294,7 +296,7 @@ def _common(written: Sequence[str], real: Sequence[str]) -> int:
 def _listed(problems: list[str], folder: str, split: str, data: DataSet) -> str:
     head = explain(
         f"lists whose classes and shots are in split '{split}' of {data.name}",
-        f"{len(problems)} faults",
+        counted(len(problems), "fault"),
         folder,
         "name the split that has their images (--split) and the numbers of shots and seeds that are there (--k, "
         "--seeds), or correct the classes of the data YAML:",

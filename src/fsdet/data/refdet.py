@@ -18,7 +18,7 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.data.table import Table
 from fsdet.data.video import is_video
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 from fsdet.types import ImageRecord
 
 SAMPLES, ANNOTATIONS = "samples", Path("annotations") / "annotations.json"
@@ -139,7 +139,8 @@ def _frames(folder: Path, places: dict[str, Path], table: Table, root: Root, rep
         video, (count, *size) = videos[name]
         for place, number, box in _boxes(rows, f"{where}: {name}", report):
             if number < 0 or 0 < count <= number:
-                report.add("frame outside the video", place, f"{root.show(video)} has {count or 'some'} frames")
+                have = counted(count, "frame") if count else "some frames"
+                report.add("frame outside the video", place, f"{root.show(video)} has {have}")
                 continue
             if (video, number) not in index:
                 index[video, number] = len(table.paths)
@@ -183,7 +184,7 @@ def _listed(folder: Path) -> dict[str, list]:
     if not isinstance(document, list) or wrong:
         got = "no list"
         if isinstance(document, list):
-            got = f"{len(wrong)} entries of another form, the first is number {wrong[0]}"
+            got = f"entries of another form: {len(wrong)}, the first is number {wrong[0]}"
         raise DataError(explain(wanted, got, str(path), cure))
     found: dict[str, list] = {}
     for row in rows:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, did_you_mean, explain
+from fsdet.errors import DataError, are, counted, did_you_mean, explain
 from fsdet.files import write_durably
 from fsdet.types import ImageRecord
 
@@ -192,7 +192,7 @@ class ShotFile:
         if k is not None and k not in self.lists:
             have = f"lists of {', '.join(map(str, sorted(self.lists)))}, which are not nested"
             advice = f"use one of these numbers of shots, or import {k} too"
-            raise DataError(explain(f"a list of {k} shots", have, "shots", advice))
+            raise DataError(explain(f"a list of {counted(k, 'shot')}", have, "shots", advice))
         return self.lists[max(self.lists) if k is None else k]
 
     @property
@@ -254,12 +254,13 @@ class ShotFile:
                 problems.append(f"class '{name}' is not in the data set.{did_you_mean(name, data.names)}")
                 continue
             if k is not None and len(rows) != k:
-                problems.append(f"class '{name}': have {len(rows)} shots, need {k}")
+                problems.append(f"class '{name}': have {counted(len(rows), 'shot')}, need {k}")
             label = data.names.index(name)
             found = [match(records, places.get(shot.image, ()), label, shot.box, MATCH) for shot in rows]
             picks[label] = [pick for pick in found if pick is not None]
             lost = len(rows) - len(picks[label])
-            problems += [f"class '{name}': {lost} shots are not in split '{self.split}'"] if lost else []
+            if lost:
+                problems.append(f"class '{name}': {counted(lost, 'shot')} {are(lost)} not in split '{self.split}'")
         if problems:
             raise DataError(explain("shots of this data set", "; ".join(problems), data.name, _AGAIN))
         return picks

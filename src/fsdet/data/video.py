@@ -9,7 +9,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from fsdet.errors import DataError, UserError, explain
+from fsdet.errors import DataError, UserError, counted, explain
 
 EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
 USUAL_RATE = 25.0  # frames/s, where a file or camera does not say
@@ -104,8 +104,9 @@ class Video:
         if self.read >= self.announced:
             return ""
         lost = self.announced - self.read
-        return (f"{self.source}: {lost} of {self.announced} frames could not be read; the file is damaged or cut off, "
-                f"and the other {self.read} were used")  # fmt: skip
+        gone = f"{lost} of {counted(self.announced, 'frame')}"
+        return (f"{self.source}: {gone} could not be read; the file is damaged or cut off, and the other {self.read} "
+                f"{'was' if self.read == 1 else 'were'} used")  # fmt: skip
 
     def __enter__(self) -> "Video":
         return self

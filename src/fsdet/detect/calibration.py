@@ -13,6 +13,7 @@ from fsdet.boxes import iou_matrix
 from fsdet.data.transforms import Jitter, Sample, support_window
 from fsdet.detect.postprocess import best_detection
 from fsdet.detect.scoring import Vocabulary, class_scores
+from fsdet.errors import counted
 from fsdet.models.detector import DualDetector
 from fsdet.models.heads import Dense
 
@@ -166,13 +167,14 @@ def propose(positives: Sequence[float], negatives: Sequence[float], *, together:
         centre, own = _centre_and_spread(negatives)
         limit = _share(centre + TAIL * (own if spread is None else (own + spread) / 2))
     if together is None:
-        low, high, told = 0.0, float(np.median(positives)) if len(positives) else 1.0, "copies of its shot"
+        low, high = 0.0, float(np.median(positives)) if len(positives) else 1.0
+        told = f"{len(positives)} copies of its shot"
     else:
         low, high = (_shrunk(positives, together, 1 - recall) for recall in (MOST_RECALL, LEAST_RECALL))
-        told = "shots by the others"
+        told = f"{counted(len(positives), 'shot')} by the others"
     threshold = max(min(max(limit, low), high), LEAST)
     few = "" if len(negatives) >= FEW else f": under {FEW}, so {USUAL}{_moved(threshold)}"
-    return Proposal(threshold, f"{len(positives)} {told}, {len(negatives)} images without it{few}")
+    return Proposal(threshold, f"{told}, {counted(len(negatives), 'image')} without it{few}")
 
 
 def _moved(threshold: float) -> str:

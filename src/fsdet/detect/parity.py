@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsdet.errors import counted
 from fsdet.types import Detections
 
 TOLERANCE = 1e-4  # of a score; of a box's longer side for its corners
@@ -40,9 +41,10 @@ class Parity:
     def describe(self) -> str:
         """In words, a line a finding."""
         verdict = "parity" if self.ok else "no parity"
-        lines = [f"{verdict} with PyTorch on {self.images} images: boxes differ by {self.boxes:.2g} of their size "
+        looked, found = counted(self.images, "image"), counted(self.detections, "detection")
+        lines = [f"{verdict} with PyTorch on {looked}: boxes differ by {self.boxes:.2g} of their size "
                  f"({self.boxes_px:.2g} px), scores by {self.scores:.2g} (at most {self.tolerance:g} each); "
-                 f"{self.detections} detections, {len(self.different)} images with others"]  # fmt: skip
+                 f"{found}, {counted(len(self.different), 'image')} with others"]  # fmt: skip
         return "\n".join([*lines, *(f"  {line}" for line in self.different[:10])])
 
 
@@ -84,7 +86,7 @@ def _larger(known: float, values: Tensor) -> float:
 def _difference(ours: Detections, theirs: Detections) -> str:
     """Why two lists are not the same objects; empty when each has its counterpart in the other."""
     if len(ours) != len(theirs):
-        return f"{len(theirs)} detections instead of {len(ours)}"
+        return f"{counted(len(theirs), 'detection')} instead of {len(ours)}"
     left = list(range(len(theirs)))
     for i in range(len(ours)):
         near = next((j for j in left if _same(ours, i, theirs, j)), None)

@@ -18,7 +18,7 @@ from fsdet.detect.calibration import COPIES, USUAL, Calibrator, Place, copies, o
 from fsdet.detect.postprocess import NMS_IOU, VOICE, select, to_original
 from fsdet.detect.scoring import ClassShots, Vocabulary, class_scores, own_classes, worth_scoring
 from fsdet.detect.support import VIEWS, embed_instances, negative_rows, whole_images
-from fsdet.errors import DataError, explain, some
+from fsdet.errors import DataError, are, counted, explain, some
 from fsdet.models.build import model_sha256
 from fsdet.models.detector import DualDetector
 from fsdet.models.fused import fused
@@ -117,8 +117,9 @@ class Predictor:
         names = [Path(where).name for (where, _, _), sample in zip(images, found, strict=True) for _ in sample.boxes]
         before, numbers, again = self._enter(name, instances, names, [mark for s in found for mark in marks(s)])
         if again:
-            log.warning("'%s': %d of %d shots are in the bank already and are not added twice (%s)", name, len(again),
-                        len(instances), some([names[k] for k in again]))  # fmt: skip
+            told, verb = f"{len(again)} of {counted(len(instances), 'shot')}", are(len(again))
+            log.warning("'%s': %s %s in the bank already and %s not added twice (%s)", name, told, verb, verb,
+                        some([names[k] for k in again]))  # fmt: skip
         self._tell_shared(name, before)
         own, places = iter(numbers), [where for where, _, _ in images]
         self._album.add(name, before, places, found, [[next(own) for _ in sample.boxes] for sample in found])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fsdet import __version__
-from fsdet.errors import CheckpointError, explain
+from fsdet.errors import CheckpointError, counted, explain
 
 ANOTHER_RUN = ("task", "model", "stage.name", "stage.mode")
 NO_SAY = (
@@ -48,7 +48,7 @@ def check_fits(
         raise CheckpointError(
             explain(
                 "the architecture of this config",
-                f"{len(odd)} tensors that differ ({names})",
+                f"{counted(len(odd), 'tensor')} that differ{'s' * (len(odd) == 1)} ({names})",
                 str(path),
                 "resume with the run's own config, or use stage.init_from",
             )
@@ -100,10 +100,11 @@ def not_exact(state: Mapping[str, Any], resolved: Mapping[str, Any], world: int 
     changed += [f"{name} {_shown(pair)}" for name, pair in _differences(versions, here) if name in versions]
     threads = state["threads"], torch.get_num_threads()
     if threads[0] != threads[1]:
-        changed.append(f"{threads[1]} threads, not {threads[0]}")
+        changed.append(f"{counted(threads[1], 'thread')}, not {threads[0]}")
     if (before := state.get("world", 1)) != world:
-        changed.append(f"{world} processes, not {before} (the same images in each step, the same learning rates; but "
-                       "sums run in another order, and BatchNorm in training sees each process's images)")  # fmt: skip
+        told = f"{counted(world, 'process', 'es')}, not {before}"
+        changed.append(f"{told} (the same images in each step, the same learning rates; but sums run in another order, "
+                       "and BatchNorm in training sees each process's images)")  # fmt: skip
     if not changed:
         return None
     return f"this resume is not exact, the run goes on with other settings than it was saved with: {_named(changed)}"

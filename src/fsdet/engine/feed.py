@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fsdet.engine.quarantine import Quarantine
-from fsdet.errors import MISTAKES, RunFailed, told
+from fsdet.errors import MISTAKES, RunFailed, are, counted, told
 from fsdet.types import Replaced, Task
 
 log = logging.getLogger("fsdet")
@@ -189,7 +189,8 @@ def _at_most_cpus(workers: int) -> int:
     """`workers`, or as many as this process may use CPUs: more of them wait for each other."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cpus:
-        log.info("data.workers is %d, but there are %d CPUs: %d loader workers", workers, cpus, cpus)
+        log.info("data.workers is %d, but there %s %s: %s", workers, are(cpus), counted(cpus, "CPU"),
+                 counted(cpus, "loader worker"))  # fmt: skip
     return min(workers, cpus)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fsdet.config import Guard
+from fsdet.errors import counted
 from fsdet.types import OUTCOMES, StepReport
 
 log = logging.getLogger("fsdet")
@@ -163,10 +164,12 @@ class StepGuard:
         limits = self.limits
         rejected = [o for o in self.recent if o in REJECTED]
         if self.low_scale >= limits.max_low_scale:
-            return f"the loss scale stayed below {limits.min_scale:g} for {self.low_scale} steps. {LOW_SCALE}"
+            told = f"the loss scale stayed below {limits.min_scale:g} for {counted(self.low_scale, 'step')}"
+            return f"{told}. {LOW_SCALE}"
         if self.in_row >= limits.max_rejected_in_row:
             worst = self.recent[-1]
-            return f"{self.in_row} steps in a row were rejected, the last one as {worst}. {ADVICE[worst]}"
+            several = f"{self.in_row} steps in a row were rejected, the last one"
+            return f"{several if self.in_row > 1 else 'a step was rejected,'} as {worst}. {ADVICE[worst]}"
         if len(self.recent) == self.recent.maxlen and len(rejected) > limits.max_rejected_share * len(self.recent):
             worst = Counter(rejected).most_common(1)[0][0]
             share = f"{len(rejected)} of the last {len(self.recent)} steps"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdet.command import checking, typed
-from fsdet.errors import RunFailed
+from fsdet.errors import RunFailed, counted
 from fsdet.types import Task
 
 log = logging.getLogger("fsdet")
@@ -59,8 +59,8 @@ class Quarantine:
         samples = self.samples or self.per_epoch * len(getattr(batch, "image_ids", ()))
         if fresh and len(self.found) > self.allowed(samples):
             raise RunFailed(
-                f"training stopped before batch {index}: {len(self.found)} of {samples} samples cannot be used, and "
-                f"guard.max_quarantined={self.share:g} allows {self.allowed(samples)}\n"
+                f"training stopped before batch {index}: {len(self.found)} of {counted(samples, 'sample')} cannot be "
+                f"used, and guard.max_quarantined={self.share:g} allows {self.allowed(samples)}\n"
                 f"last: {self._told(fresh[-1].sample)}\n"
                 f"report: {self.path}\nnext: {self.check}, mend or remove them, "
                 f"then start again, with {typed('fsdet train --resume {}', self.path.parent)} where it has saved"
@@ -92,7 +92,8 @@ class Quarantine:
         found = {sample: dict(entry) for sample, entry in state.get("found", {}).items()}
         if self.samples and len(found) > self.allowed(self.samples):
             if self.tells:
-                log.warning("%d samples were in quarantine when the run ended; they are tried again", len(found))
+                told = f"{counted(len(found), 'sample')} {'was' if len(found) == 1 else 'were'} in quarantine"
+                log.warning("%s when the run ended: tried again", told)
             found = {}
         self.found = found
         if self.tells and (found or self.path.exists()):

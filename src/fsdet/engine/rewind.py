@@ -13,6 +13,7 @@ from typing import Any
 from fsdet.engine.position import Position
 from fsdet.engine.records import Cut
 from fsdet.engine.state import RunState
+from fsdet.errors import counted
 from fsdet.types import StepReport
 
 SHOWN = 8  # batches named in a sentence
@@ -57,10 +58,11 @@ def go_back(state: RunState, saved: Mapping[str, Any], reason: str) -> dict[str,
 def sentence(entry: Mapping[str, Any], most: int) -> str:
     """A rewind's row in words; `most`: how many there may be."""
     skipped = entry["skipped"]
+    batches = counted(len(skipped), "batch", "es")
     named = ", ".join(map(str, skipped[:SHOWN])) + (", ..." if len(skipped) > SHOWN else "")
     return (
         f"{entry['reason']}\nrewind {entry['number']} of {most}: back from step {entry['from_step']} to step "
-        f"{entry['to_step']}, {len(skipped)} batches skipped from now on ({named}), LR x {entry['lr_factor']:g}"
+        f"{entry['to_step']}, {batches} skipped from now on ({named}), LR x {entry['lr_factor']:g}"
     )
 
 

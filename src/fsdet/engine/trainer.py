@@ -36,7 +36,7 @@ from fsdet.engine.schedule import clip_norm_at, growth_interval, lr_factor, tota
 from fsdet.engine.signals import Signals
 from fsdet.engine.state import RunState
 from fsdet.engine.step import StepController
-from fsdet.errors import RunFailed, Stopped, explain
+from fsdet.errors import RunFailed, Stopped, counted, explain
 from fsdet.peers import ALONE, Peers
 from fsdet.progress import Progress
 from fsdet.types import LossReport, Replaced, StepReport, Task
@@ -429,7 +429,7 @@ class Trainer:
         if self.init_report:
             logger.info("%s", self.init_report)
         place = f"{self.task.name} on {self.device} in {self.precision}"
-        plan = f"{self.total_steps} steps, from {self.controller.step}, warm-up {self.warmup_steps}"
+        plan = f"{counted(self.total_steps, 'step')}, from {self.controller.step}, warm-up {self.warmup_steps}"
         logger.info("%s: %.3f of %.3f M parameters train, %s, folder %s", place, *sizes, plan, self.folder)
         if self.warmup_steps >= self.total_steps:
             logger.warning("warm-up is as long as the run: the LR only rises. Next: lower optim.warmup_epochs")

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from fsdet.errors import CheckpointError, ConfigError, UserError, did_you_mean, explain
+from fsdet.errors import CheckpointError, ConfigError, UserError, counted, did_you_mean, explain
 from fsdet.models.backbone import DAMAGE
 
 MARGIN = 0.1  # of the box's longer side, shown around it on each side
@@ -164,7 +164,7 @@ def _filled(name: str, image_size: int, data: bytes, path: Path) -> nn.Module:
     if not odd:
         odd = [k for k, v in fitted.items() if k in own and v.shape != own[k].shape]
     wrong = {"missing": missing, "of another shape": odd, "unknown": extra}
-    told = [f"{len(names)} tensors {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+    told = [f"{counted(len(names), 'tensor')} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
             for what, names in wrong.items() if names]  # fmt: skip
     if told:
         raise _foreign(name, "; ".join(told), path)

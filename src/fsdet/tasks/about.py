@@ -17,7 +17,7 @@ from fsdet.engine.footprint import GIB, Line, Memory, flops, line_through, memor
 from fsdet.engine.freezing import is_frozen
 from fsdet.engine.optimizer import autocast, choose_device, choose_precision
 from fsdet.engine.schedule import frozen_at
-from fsdet.errors import ConfigError
+from fsdet.errors import ConfigError, counted
 from fsdet.tasks import kind_of
 from fsdet.tasks.kind import Kind
 from fsdet.tasks.loading import rebuilt, spec_of
@@ -107,12 +107,13 @@ def _memory_lines(kind: Kind, model: nn.Module, spec: Mapping[str, Any], config:
     images = images_of(kind, config, asked)
     found = step_memory(kind, model, spec, config, images, precision, device)
     (count, side), *windows = images
-    beside = "".join(f" and {n} supports at {px} px" for n, px in windows)
+    beside = "".join(f" and {counted(n, 'support')} at {px} px" for n, px in windows)
     parts = {"activations": found.activations, "weights, gradients, optimizer, EMA": found.weights + found.gradients
              + found.optimizer + found.ema, "in passing": found.passing, "images": found.batch}  # fmt: skip
     shown = ", ".join(f"{value / GIB:.2f} {name}" for name, value in parts.items())
     return [
-        f"  a training step of {count} images at {side} px{beside}, {precision}: about {found.total / GIB:.2f} GiB",
+        f"  a training step of {counted(count, 'image')} at {side} px{beside}, {precision}: "
+        f"about {found.total / GIB:.2f} GiB",
         f"  ({shown}; what autograd keeps of {PAIR} images of {MEASURED[0]} and of {MEASURED[1]} px, scaled by pixels; "
         "without the libraries themselves)",
     ]

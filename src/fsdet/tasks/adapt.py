@@ -10,7 +10,7 @@ from fsdet.config import Config
 from fsdet.data import sources
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
-from fsdet.errors import CheckpointError, DataError, explain
+from fsdet.errors import CheckpointError, DataError, counted, explain
 from fsdet.models.build import SWITCHES
 from fsdet.tasks import finetune_task, initial, trainer_of
 from fsdet.tasks.loading import Trained, data_of, load_trained
@@ -87,8 +87,8 @@ def with_support(known: DataSet, base: Sequence[str], support: Path) -> DataSet:
         raise DataError(explain("base images, without which base classes are forgotten", "no split train", known.name,
                                 "name the base data with --data"))  # fmt: skip
     if list(known.base) != list(base):
-        got = f"{len(known.base)} base classes, such as {', '.join(known.base[:3])}"
-        raise DataError(explain(f"the {len(base)} base classes of the checkpoint", got, known.name,
+        got = f"{counted(len(known.base), 'base class', 'es')}, such as {', '.join(known.base[:3])}"
+        raise DataError(explain(f"the {counted(len(base), 'base class', 'es')} of the checkpoint", got, known.name,
                                 "name the data it was trained on with --data"))  # fmt: skip
     names, records = sources.support_folder(support)
     if both := [name for name in names if name in base]:

@@ -17,7 +17,7 @@ from fsdet.data.collate import to_tensor
 from fsdet.data.folders import load_folders, refuse_untaught
 from fsdet.data.sources import DataSet
 from fsdet.data.transforms import augment
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 from fsdet.losses.bce import bce_loss
 from fsdet.losses.focal import focal_loss
 from fsdet.models.classifier import ImageClassifier
@@ -142,7 +142,8 @@ def create(config: Config, data: DataSet, *, resume: bool) -> tuple[ClassifierTa
         if c.validate_data:
             errors = [*data.report.places(), *errors]  # what the reader has left out
         if errors:
-            got = f"{len(errors)} errors\n  " + "\n  ".join(error.partition(". Next: ")[0] for error in errors[:LISTED])
+            shown = [error.partition(". Next: ")[0] for error in errors[:LISTED]]
+            got = "\n  ".join([counted(len(errors), "error"), *shown])
             cure = "mend or remove these files; classifier.validate_data=false trains without those that cannot be read"
             raise DataError(explain("sound data", got, config.data.path, cure))
     task = ClassifierTask(config, data)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fsdet.data.store import ImageStore
 from fsdet.data.transforms import support_window
 from fsdet.detect.scoring import Vocabulary
+from fsdet.errors import counted
 from fsdet.evaluation.confusion import confusion_matrix
 from fsdet.evaluation.scorer import Scorer
 from fsdet.pictures import Picture, episode_sheet, plot_confusion, plot_pr, plot_shots
@@ -30,7 +31,7 @@ def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabu
     scores = Scorer(records, len(names), study.metric).score(detections)
     novel_names = [names[c] for c in study.novel]
     counts = confusion_matrix(records, detections, len(names), CONFIDENCE)
-    of, novel = f"{shown[0]} shots, draw {shown[1]}", scores.class_precision[study.novel]
+    of, novel = f"{counted(shown[0], 'shot')}, draw {shown[1]}", scores.class_precision[study.novel]
     paths = [
         plot_confusion(counts, names, folder / "confusion.png", of=f"{of}, scores above {CONFIDENCE:g}"),
         plot_pr(novel, novel_names, folder / "pr_novel.png", mean="novel classes", of=of),
@@ -60,7 +61,7 @@ def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequenc
         if not holding:
             continue
         queries = [query_picture(records[i], _sure(detections[i]), names) for i in holding]
-        title = f"{k} shots a class, {'fine-tuned on them' if trained.finetuned else 'never trained on'}"
+        title = f"{counted(k, 'shot')} a class, {'fine-tuned on them' if trained.finetuned else 'never trained on'}"
         paths.append(
             episode_sheet(supports, queries, folder / f"eval_{k}shot_{start // CLASSES_A_SHEET}.jpg", title=title)
         )

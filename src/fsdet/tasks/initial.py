@@ -17,7 +17,7 @@ from fsdet.data.store import ImageStore
 from fsdet.detect.support import embed_instances
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.checkpoint import first_non_finite
-from fsdet.errors import CheckpointError, explain
+from fsdet.errors import CheckpointError, counted, explain
 from fsdet.models.backbone import read_weights, trunk_names
 from fsdet.models.build import SWITCHES
 from fsdet.tasks.fewshot import FewshotTask
@@ -83,7 +83,7 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], path: Path, wanted: str, 
     model.load_state_dict(fits, strict=False)
     left = sorted(set(own) - set(fits))
     fresh = f"; {len(left)} start fresh ({_few(left)})" if left else ""
-    return f"weights: {len(fits)} of {len(own)} tensors from {path}{fresh}"
+    return f"weights: {len(fits)} of {counted(len(own), 'tensor')} from {path}{fresh}"
 
 
 def start(task: Task, init_from: str | None, weights: str | None, section: str,
@@ -175,7 +175,8 @@ def _novel_rows(task: FewshotTask, trained: Trained) -> str:
         for conv in task.model.head.standard:
             conv.weight[c] = 0
             conv.bias[c] = conv.bias[:base].mean()
-    return f"{len(order)} novel classes start from the prototypes of {len(picks)} shots"
+    starts = f"{counted(len(order), 'novel class', 'es')} start{'s' * (len(order) == 1)}"
+    return f"{starts} from the prototypes of {counted(len(picks), 'shot')}"
 
 
 def shots_of(config: Config, data: DataSet) -> tuple[Mapping[int, list[tuple[int, int]]], str]:

@@ -11,6 +11,7 @@ from fsdet.data.check import check as check_data
 from fsdet.engine import probe as gradient_probe
 from fsdet.engine.freezing import Freezer
 from fsdet.engine.optimizer import choose_device
+from fsdet.errors import counted
 from fsdet.tasks import build_task, kind_of, read_data
 
 
@@ -49,6 +50,6 @@ def check(config: Config) -> str:
     lines.append(
         f"one dry step: {values}; gradient norm {float(norm):.4g}; {seconds:.2f} s; peak memory {peak:.1f} GiB"
     )
-    lines.append(f"{task.batches_per_epoch} steps an epoch")
+    lines.append(f"{counted(task.batches_per_epoch, 'step')} an epoch")
     lines.append(kind_of(config.task, "task").advice(data))
     return "\n".join(line for line in lines if line)

@@ -13,7 +13,7 @@ from fsdet.config import Config
 from fsdet.engine import checkpoint as checkpoints
 from fsdet.engine.guard import jsonable
 from fsdet.engine.optimizer import choose_device
-from fsdet.errors import CheckpointError, DataError, explain
+from fsdet.errors import CheckpointError, DataError, counted, explain
 from fsdet.files import write_durably
 from fsdet.tasks import KINDS, kind_of
 from fsdet.tasks.loading import data_of, rebuilt, spec_of
@@ -85,7 +85,7 @@ def is_of_a_split(results: Mapping[str, Any]) -> bool:
 
 def table(results: Mapping[str, Any]) -> str:
     """The figures as text, in per cent, and the confusion matrix of a classifier."""
-    lines = [f"{results['task']}, split {results['split']}, {results['images']} images, "
+    lines = [f"{results['task']}, split {results['split']}, {counted(results['images'], 'image')}, "
              f"{results['ms_per_image']:.1f} ms an image", ""]  # fmt: skip
     names = list(results["metrics"])
     lines += [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}",

@@ -21,7 +21,7 @@ from fsdet.data.report import Report
 from fsdet.data.shapes import mask_of, moved, tight
 from fsdet.data.sources import DataSet
 from fsdet.data.transforms import Sample, colour, random_affine, warp
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 from fsdet.evaluation.masks import MaskScorer
 from fsdet.models.maskrcnn import InstanceDetector
 from fsdet.pictures import Picture, episode_sheet, plot_labels
@@ -197,17 +197,17 @@ def planned(config: Config) -> tuple[Mapping[str, Any], str]:
     if path and Path(path).expanduser().exists():
         listed = sources.plan(path, Report())
         classes, where = len((listed.base or sources.load(path).base) + listed.novel), path
-    return spec_of(config, classes), f"Mask R-CNN {config.maskrcnn.arch}, {classes} classes ({where})"
+    return spec_of(config, classes), f"Mask R-CNN {config.maskrcnn.arch}, {counted(classes, 'class', 'es')} ({where})"
 
 
 def told(spec: Mapping[str, Any]) -> str:
-    return f"Mask R-CNN {spec['model']['arch']}, {len(spec['classes'])} classes"
+    return f"Mask R-CNN {spec['model']['arch']}, {counted(len(spec['classes']), 'class', 'es')}"
 
 
 def advice(data: DataSet) -> str:
     count = len(data.split("train"))
     name = next((name for most, name in PRESETS.items() if count < most), "configs/maskrcnn_coco.yaml")
-    return f"{count} training images: {name} has safe settings for a fine-tuning on so many"
+    return f"{counted(count, 'training image')}: {name} has safe settings for a fine-tuning on so many"
 
 
 def inputs(config: Config) -> Sequence[tuple[int, int]]:

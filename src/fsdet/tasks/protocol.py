@@ -17,7 +17,7 @@ from fsdet.data.store import ImageStore
 from fsdet.detect.calibration import USUAL
 from fsdet.detect.predictor import class_shots
 from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, own_classes
-from fsdet.errors import ConfigError, DataError, explain
+from fsdet.errors import ConfigError, DataError, are, counted, explain
 from fsdet.evaluation import summary
 from fsdet.evaluation.scorer import Scorer, Scores, fp_per_image
 from fsdet.models.build import model_sha256
@@ -138,7 +138,8 @@ def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws
     bank.check_model(model_sha256(trained.model), "bank")
     known = [i for i, n in enumerate(bank.names) if n in study.data.names]
     if known and (absent := [n for n in study.data.novel if n not in bank.names]):
-        log.warning("%d of %d novel classes are not in the bank and count 0: %s", len(absent), len(study.novel),
+        told = f"{len(absent)} of {counted(len(study.novel), 'novel class', 'es')} {are(len(absent))}"
+        log.warning("%s not in the bank, which counts as 0: %s", told,
                     ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else ""))  # fmt: skip
     if not known:
         raise DataError(explain("registered classes of the data set", ", ".join(bank.names) or "none", bank.where,
@@ -173,8 +174,9 @@ class Judge:
         with_truth = {c for r in self.records for c in r.labels[~r.crowd].tolist()}
         self.counted = [c for c in study.novel if c in with_truth]
         if lost := [names[c] for c in study.novel if c not in with_truth]:
-            log.warning("%d of %d novel classes have no object in split %s and do not count in the mean: %s", len(lost),
-                        len(study.novel), study.split, ", ".join(lost))  # fmt: skip
+            told = f"{len(lost)} of {counted(len(study.novel), 'novel class', 'es')} {are(len(lost))}"
+            log.warning("%s without an object in split %s and not counted in the mean: %s", told, study.split,
+                        ", ".join(lost))  # fmt: skip
         self.scorer = Scorer(self.records, len(names), study.metric)
         self.base_only = Scorer(without_classes(self.records, len(study.data.base)), len(names), study.metric)
 

@@ -15,7 +15,7 @@ from fsdet.data.refdet import CORNERS, RefSample, read_samples
 from fsdet.data.video import Video, VideoFile
 from fsdet.detect.predictor import Predictor
 from fsdet.detect.tracks import Tracked
-from fsdet.errors import UserError, explain
+from fsdet.errors import UserError, counted, explain
 from fsdet.evaluation.st_iou import best_track, st_iou
 from fsdet.evaluation.summary import write_json
 from fsdet.files import listing, refuse_others, write_durably
@@ -63,8 +63,8 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     write_json(out / RESULTS, {"task": "refdet", "st_iou": mean, "samples": rows, "checkpoint": trained.sha256,
                                "conf": conf, "written": written})  # fmt: skip
     told = [f"{s.name}: ST-IoU {'-' if math.isnan(s.st_iou) else f'{s.st_iou:.3f}'}, found in {len(s.found)} of "
-            f"{s.frames} frames" for s in scored]  # fmt: skip
-    head = "no sample is annotated" if mean is None else f"mean ST-IoU {mean:.3f} of {len(known)} samples"
+            f"{counted(s.frames, 'frame')}" for s in scored]  # fmt: skip
+    head = "no sample is annotated" if mean is None else f"mean ST-IoU {mean:.3f} of {counted(len(known), 'sample')}"
     return "\n".join([*told, f"{head} -> {out}"])
 
 

@@ -12,7 +12,7 @@ from fsdet.config import Config
 from fsdet.data import sources
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, UserError, explain
+from fsdet.errors import DataError, UserError, counted, explain
 from fsdet.models.build import build_model
 from fsdet.tasks import initial, recipe
 from fsdet.tasks.fewshot import FewshotTask, spec_of
@@ -65,12 +65,12 @@ def network(spec: Mapping[str, Any], where: str) -> nn.Module:
 def planned(config: Config) -> tuple[Mapping[str, Any], str]:
     base, novel, where = _classes(config)
     classes = base + novel if config.stage.name == "finetune" else base
-    return spec_of(config, classes, base), f"{config.model.backbone}, {classes} classes ({where})"
+    return spec_of(config, classes, base), f"{config.model.backbone}, {counted(classes, 'class', 'es')} ({where})"
 
 
 def told(spec: Mapping[str, Any]) -> str:
     return (f"stage {spec['stage']}, {spec['mode']} mode, {len(spec['base'])} base and "
-            f"{len(spec['novel'])} novel classes")  # fmt: skip
+            f"{counted(len(spec['novel']), 'novel class', 'es')}")  # fmt: skip
 
 
 def advice(data: DataSet) -> str:

@@ -21,7 +21,7 @@ from fsdet import tasks, yaml_strict
 from fsdet.config import Section
 from fsdet.detect.scoring import Scoring
 from fsdet.engine.checkpoint import candidates, is_finished
-from fsdet.errors import ConfigError, did_you_mean, explain
+from fsdet.errors import ConfigError, counted, did_you_mean, explain
 from fsdet.evaluation import summary
 from fsdet.evaluation.results import refuse_mixture
 from fsdet.files import write_durably
@@ -93,7 +93,7 @@ def read_plan(path: Path) -> Plan:
                             "or results")  # fmt: skip
         problems += _scoring_problem(f"{document.where(('methods', name, 'scoring'))}: method '{name}'", method)
     if problems or plan is None:
-        raise ConfigError("\n  ".join([f"{len(problems)} problems in a study:", *problems]))
+        raise ConfigError("\n  ".join([f"{counted(len(problems), 'problem')} in a study:", *problems]))
     return plan
 
 

@@ -106,7 +106,7 @@ def over_readable(store: ImageStore, judge: Callable[[], T]) -> T:
     except DataError:
         gone = store.drop_unreadable()
         for error in gone:
-            log.warning("left out of validation, %d images are left: %s", len(store.records), error)
+            log.warning("left out of validation (images left: %d): %s", len(store.records), error)
         if not store.records:
             raise
     return judge()

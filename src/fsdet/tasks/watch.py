@@ -18,7 +18,7 @@ from fsdet.detect.predictor import Predictor
 from fsdet.detect.runtime import PortablePredictor
 from fsdet.detect.tracks import Tracked, Tracker
 from fsdet.engine.signals import Signals
-from fsdet.errors import Stopped, UserError, explain
+from fsdet.errors import Stopped, UserError, counted, explain
 from fsdet.files import refuse_others, write_durably
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
@@ -65,7 +65,7 @@ def predict(checkpoint: Path | None, *, source: Path | int, out: Path, support: 
         whole = not signals.received and video.read != wanted.frames
         told = "\n".join([told, *([video.told()] if whole and video.told() else []), *cleared])
         if signals.received and isinstance(source, Path):
-            raise Stopped(f"stopped after {video.read} frames, and what was found in them is kept. {told}",
+            raise Stopped(f"stopped after {counted(video.read, 'frame')}, and what was found is kept. {told}",
                           signals.received)  # fmt: skip
         return told
 
@@ -157,8 +157,8 @@ class Copy:
         count = Counter(predictor.names[label] for label in self.tracks.values())
         others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
         seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]
-        return (f"{self.name}: {self.frames} frames ({rate:.1f}/s), {len(self.tracks)} objects "
-                f"({', '.join(seen) or 'none'}) in {len(self.rows)} boxes -> {self.out}")  # fmt: skip
+        return (f"{self.name}: {counted(self.frames, 'frame')} ({rate:.1f}/s), {counted(len(self.tracks), 'object')} "
+                f"({', '.join(seen) or 'none'}) in {counted(len(self.rows), 'box', 'es')} -> {self.out}")  # fmt: skip
 
 
 class _Paced:

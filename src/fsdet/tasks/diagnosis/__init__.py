@@ -13,7 +13,7 @@ from fsdet import config as configs
 from fsdet.config import Config
 from fsdet.engine.checkpoint import candidates, damage
 from fsdet.engine.history import History
-from fsdet.errors import ConfigError
+from fsdet.errors import ConfigError, counted
 from fsdet.tasks.diagnosis.finding import FEW, Finding, Run
 from fsdet.tasks.diagnosis.learning import labels, too_slow, validation
 from fsdet.tasks.diagnosis.rejected import culprit_of, loss_scale, rejections
@@ -86,7 +86,7 @@ def _rewinds(run: Run) -> list[str]:
     """The steps that led to one were taken back, so no rule sees them; the incidents are there."""
     return [
         f"rewind {row['number']}: from step {row['from_step']} back to step {row['to_step']}, "
-        f"{len(row['skipped'])} batches skipped, LR x {row['lr_factor']:g}: {row['reason']}"
+        f"{counted(len(row['skipped']), 'batch', 'es')} skipped, LR x {row['lr_factor']:g}: {row['reason']}"
         for row in run.history.rewinds
     ]
 

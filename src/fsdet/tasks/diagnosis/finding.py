@@ -2,7 +2,6 @@
 """A finding, a run as the rules ask it, and what several rules share."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,10 +143,6 @@ def explosions(run: Run, rows: Sequence[Row]) -> list[Row]:
 
 def tiny_rate(run: Run) -> bool:
     return run.config.optim.lr < LOW_LR[run.config.optim.name]
-
-
-def counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {n}" for name, n in counts.items())
 
 
 def is_number(value: object) -> bool:

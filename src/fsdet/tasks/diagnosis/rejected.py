@@ -10,7 +10,7 @@ from statistics import median
 from fsdet.command import typed
 from fsdet.engine.checkpoint import in_run
 from fsdet.engine.history import Row
-from fsdet.tasks.diagnosis.finding import GREW, NAMED, SHARE, SYMPTOMS, Finding, Run, counted, explosions, slower
+from fsdet.tasks.diagnosis.finding import GREW, NAMED, SHARE, SYMPTOMS, Finding, Run, explosions, slower
 
 
 def rejections(run: Run) -> Iterable[Finding]:
@@ -18,7 +18,8 @@ def rejections(run: Run) -> Iterable[Finding]:
     if not run.rejected:
         return
     counts = Counter(row["outcome"] for row in run.rejected)
-    why = f"{counted(counts)}; {_when(run)}; culprit: {run.rejected[0].get('culprit')}"
+    each = ", ".join(f"{name} {n}" for name, n in counts.items())
+    why = f"{each}; {_when(run)}; culprit: {run.rejected[0].get('culprit')}"
     if counts.keys() == {"no_grad"}:
         yield Finding("nothing_trains", "no parameter that trains receives a gradient", why,
                       ("look at stage.freeze: a part that a loss reaches has to train",

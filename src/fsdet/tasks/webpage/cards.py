@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fsdet.data.images import read_rgb
+from fsdet.errors import counted
 from fsdet.evaluation.outcomes import CALLED, FALSE, HIT, KINDS, LOOSE, MISS, OTHER, SECOND, WEAK, Outcome
 from fsdet.pictures import Picture, around
 from fsdet.pictures.charts import Series, line_chart, scatter, shade_of
@@ -44,7 +45,7 @@ def sections(exhibit: Exhibit, share: float = 1.0) -> list[Section]:
     made = _figures(exhibit, [one for of in rows.values() for kind in KINDS for one in of[kind]])
     surest = _figures(exhibit, worst, named=True)
     cards = [_card(exhibit, label, by[label], rows[label], made) for label in told]
-    left = f" Cards of the {len(told)} classes with the lowest AP50." if len(told) < len(by) else ""
+    left = f" Cards of the {counted(len(told), 'class', 'es')} with the lowest AP50." if len(told) < len(by) else ""
     return [
         Section("Classes", _counts(exhibit, by), exhibit.told + left),
         Section("", "".join(cards)),
@@ -169,7 +170,7 @@ def _map(exhibit: Exhibit) -> list[Section]:
     remark = (f"Two principal components ({100 * p.share:.0f} per cent of the variance): prototypes as large dots, "
               f"{'shots as squares, ' if 'shot' in p.kinds else ''}objects of the images as small dots.")  # fmt: skip
     drawn = scatter(p.points, p.classes, [exhibit.names[c] for c in p.classes], p.kinds,
-                    f"map of embeddings of {len(set(p.classes))} classes. {remark}")  # fmt: skip
+                    f"map of embeddings of {counted(len(set(p.classes)), 'class', 'es')}. {remark}")  # fmt: skip
     return [Section("Embeddings", card(drawn + _legend(exhibit, sorted(set(p.classes))), "map"), remark)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fsdet.engine.history import History, Row
+from fsdet.errors import counted
 from fsdet.files import read_json
 from fsdet.pictures.charts import Series, line_chart, shade_of
 from fsdet.pictures.page import Section, charts, folded, keys, table, verbatim
@@ -24,8 +25,8 @@ def training(history: History) -> Section:
     drawn.append(("gradient norm before clipping", _measured(rows, "grad_l2_preclip", bad)))
     drawn.append(("learning rates", _rates(rows, rates)))
     drawn += _validation(history.rows.get("val", []))
-    told = f"{history.last_step} steps, {len(bad) or 'none'} rejected"
-    told += f", {len(history.rewinds)} returns to a checkpoint" if history.rewinds else ""
+    told = f"{counted(history.last_step, 'step')}, {len(bad) or 'none'} rejected"
+    told += f", {counted(len(history.rewinds), 'return')} to a checkpoint" if history.rewinds else ""
     told += f"; ended: {history.ending}" if history.ending else ""
     told += ". Thin: as logged; thick: averaged; dashed verticals: rejected steps." if rows else "."
     flags = table(["red flag", "step", "what it means"],

@@ -17,7 +17,7 @@ from fsdet.data.transforms import support_window
 from fsdet.detect.calibration import USUAL
 from fsdet.detect.scoring import Vocabulary
 from fsdet.detect.support import embed_instances
-from fsdet.errors import DataError
+from fsdet.errors import DataError, counted
 from fsdet.evaluation.outcomes import Outcome, outcomes
 from fsdet.evaluation.scorer import Scorer
 from fsdet.models.heads import unit
@@ -126,7 +126,7 @@ def _tuned(trained: Trained, config: Config, data: DataSet, novel: Sequence[int]
     """Stage 3: its novel classes are its own; the shots are those it was trained on, where they can be told."""
     setting = [*range(data.num_base), *novel] if config.eval.setting == "gfsod" else novel
     words = trained.own(setting)
-    told = f"novel classes as fine-tuned on {trained.spec['shots']} shots each"
+    told = f"novel classes as fine-tuned on {counted(trained.spec['shots'], 'shot')} each"
     standard = trained.spec["mode"] == "standard"
     prototypes = None if standard else unit(trained.model.head.proxies[list(novel)])
     plain = Sought(words, novel, f"{told}, which cannot be told from the data any more", prototypes=prototypes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 from fsdet.evaluation.outcomes import Outcome
 from fsdet.pictures import Picture
 from fsdet.types import ImageRecord
@@ -58,5 +58,5 @@ def looked_at(data: DataSet, split: str, most: int) -> tuple[list[ImageRecord], 
     if not records:
         raise DataError(explain("an image", "none", f"{data.name}, split {name}", "name another data set with --data"))
     rows = np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))
-    all_of = f"{len(records)} images of split {name}" + ("" if name == split else f" (there is no {split})")
+    all_of = f"{counted(len(records), 'image')} of split {name}" + ("" if name == split else f" (there is no {split})")
     return [records[i] for i in rows], all_of if len(rows) == len(records) else f"{len(rows)} of the {all_of}"

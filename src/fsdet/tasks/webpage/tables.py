@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fsdet.errors import counted
 from fsdet.evaluation.summary import cells, per_class_cells
 from fsdet.pictures.charts import Series, line_chart
 from fsdet.pictures.page import Section, charts, figures, folded, table
@@ -38,15 +39,17 @@ def _of_a_split(results: Mapping[str, Any]) -> Section:
     if "confusion" in results:
         rows = [[name, *map(str, row)] for name, row in zip(results["names"], results["confusion"], strict=True)]
         confusion = table(["taken for, of true:", *results["names"]], rows, "confusion matrix")
-    told = f"{results['task']}, {results['images']} images of split {results['split']}, per cent, from results.json."
+    of = f"{counted(results['images'], 'image')} of split {results['split']}"
+    told = f"{results['task']}, {of}, per cent, from results.json."
     return Section("Results", figures(shown) + confusion, told)
 
 
 def _large(shots: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(value, what it is) of the largest K."""
     k = max(shots, key=int)
-    wanted = (("nAP50", f"novel AP50, {k} shots"), ("nAP", f"novel AP, {k} shots"), ("bAP50", "base AP50"),
-              ("HM50", "harmonic mean of the AP50s"), ("recall", f"novel recall, {k} shots"))  # fmt: skip
+    few = counted(int(k), "shot")
+    wanted = (("nAP50", f"novel AP50, {few}"), ("nAP", f"novel AP, {few}"), ("bAP50", "base AP50"),
+              ("HM50", "harmonic mean of the AP50s"), ("recall", f"novel recall, {few}"))  # fmt: skip
     pairs = [(_percent(shots[k].get(key, {}).get("mean")), text) for key, text in wanted]
     false = shots[k].get("fp_per_image", {}).get("mean")
     pairs += [(f"{false:.2f}", "false positives an image")] if false is not None else []
