@@ -81,7 +81,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(tmp_path
     for step in (1, 2):
         writer.save(state(step), wait=True)
     DAMAGE[kind](tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match=r"last\.pt.*intact"):
+    with pytest.raises(CheckpointError, match=r"last\.pt.*(intact|empty)"):
         load(tmp_path / "last.pt")
     path, found = newest(tmp_path)
     assert path.name == "step_00000002.pt" and found["step"] == 2 and "last.pt" in caplog.text
@@ -125,8 +125,20 @@ def test_damage_is_seen_without_a_manifest_too(tmp_path, kind):
     Writer(tmp_path).save(state(1), wait=True)
     (tmp_path / "manifest.json").unlink()
     DAMAGE[kind](tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match="intact"):
+    with pytest.raises(CheckpointError, match="an empty file. Next: copy it again" if kind == "empty" else "intact"):
         load(tmp_path / "last.pt")
+
+
+def test_an_empty_file_is_told_as_one_and_is_not_advised(tmp_path):
+    """A copy that was cut off, or a full disk; no manifest came with it."""
+    Writer(tmp_path).save(state(1), best=True, wait=True)
+    (tmp_path / "manifest.json").unlink()
+    best = tmp_path / "best.pt"
+    assert checkpoint.to_judge(tmp_path) == best and checkpoint.damage(best) is None
+    best.unlink()
+    best.write_bytes(b"")
+    assert f"{best}: expected a checkpoint, got an empty file. Next: " in (checkpoint.damage(best) or "")
+    assert checkpoint.to_judge(tmp_path) == tmp_path / "last.pt"
 
 
 def test_no_intact_checkpoint_is_an_error_that_lists_the_damaged(tmp_path):

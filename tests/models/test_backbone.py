@@ -148,6 +148,12 @@ def test_a_payload_in_a_weights_file_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def test_an_empty_weights_file_is_told_as_one(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"best\.pt: expected a weights file, got an empty file"):
+        read_weights(tmp_path / "best.pt")
+
+
 def built_by_the_file(call):
     """What a file holds that has a class of an admitted name called with arguments of its own."""
 

@@ -147,7 +147,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _verify(path: Path, data: bytes) -> bool:
-    """Whether a manifest beside the file vouches for it. Raises CheckpointError where it has another sha256."""
+    """Whether a manifest beside the file vouches for it.
+
+    Raises:
+        CheckpointError: the file is empty, or the manifest has another sha256.
+    """
+    if not data:
+        cure = "copy it again, or use another checkpoint of the run"
+        raise CheckpointError(explain("a checkpoint", "an empty file", str(path), cure))
     entry = read_manifest(path.parent).get("files", {}).get(path.name)
     if not entry:
         return False
@@ -158,7 +165,8 @@ def _verify(path: Path, data: bytes) -> bool:
 
 
 def damage(path: Path) -> str | None:
-    """What `load` says of a file whose sha256 is not the manifest's; None of another, or where no manifest names it."""
+    """What `load` says of a file that is empty, or whose sha256 is not the manifest's; None of another, or where no
+    manifest names it."""
     try:
         _verify(path, path.read_bytes())
     except CheckpointError as error:

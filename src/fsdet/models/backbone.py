@@ -143,6 +143,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(explain("a weights file", "nothing there", str(path), "correct the path in the config"))
     data = path.read_bytes()
+    if not data:
+        raise CheckpointError(explain("a weights file", "an empty file", str(path), "fetch the file again"))
     try:
         if part := damaged_part(data):
             raise CheckpointError(explain("a readable torch file", f"one whose part {part} is not as it was written",
