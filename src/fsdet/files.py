@@ -88,23 +88,30 @@ def earlier(index: Path, written: Iterable[str]) -> list[str]:
     return sorted(filter(is_other, listed(index)))
 
 
-def remove_unchanged(folder: Path, written: Mapping[str, str]) -> list[str]:
-    """Remove those files of a folder, {name: sha256}, that are as they were written; returns their names.
+def remove_unchanged(folder: Path, written: Mapping[str, str]) -> dict[str, str]:
+    """Remove those files of a folder, {name: sha256}, that are as they were written; returns {name: why} of the others.
 
     What has changed since, has no sha256 ("") or is a link or outside of the folder may be somebody's, and stays, as
     does what cannot be removed.
     """
-    removed = []
-    for name, digest in written.items():
-        path = folder / name
-        inside = not path.is_symlink() and path.resolve().is_relative_to(folder.resolve())
-        try:
-            if inside and digest and sha256_of(path) == digest:
-                path.unlink()
-                removed.append(name)
-        except OSError:  # it is not among those returned, which the caller tells
-            continue
-    return removed
+    why = {name: _remove(folder, name, digest) for name, digest in written.items()}
+    return {name: reason for name, reason in why.items() if reason}
+
+
+def _remove(folder: Path, name: str, digest: str) -> str | None:
+    """Why a file stays, in words; None where it is gone."""
+    path = folder / name
+    if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+        return "as links and what is outside of the folder are let be"
+    if not digest:
+        return "which may have been changed since: no sha256 was noted"
+    try:
+        if sha256_of(path) != digest:
+            return "changed since"
+        path.unlink()
+    except OSError as error:
+        return f"which cannot be removed: {error.strerror or error}"
+    return None
 
 
 def sha256_of(path: Path) -> str:

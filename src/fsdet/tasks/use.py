@@ -179,15 +179,16 @@ def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, s
         write_json(index, {**content, "written": sorted(names), "sha256": of_each})
 
     write([*written, *old])
-    removed = remove_unchanged(index.parent, {name: known.get(name, "") for name in old}) if clear else []
-    stay = [name for name in old if name not in removed]
+    stay = dict.fromkeys(old, "as this one did not look at everything")
+    if clear:
+        stay = remove_unchanged(index.parent, {name: known.get(name, "") for name in old})
     lines = []
-    if removed:
+    if removed := len(old) - len(stay):
         write([*written, *stay])
-        lines.append(f"removed {counted(len(removed), 'file')} of an earlier predict that this one did not write again")
-    if stay:
-        why = "changed since, or not known to be as written" if clear else "as this one did not look at every image"
-        lines.append(f"still there: {counted(len(stay), 'file')} of an earlier predict, {why} ({some(stay)})")
+        lines.append(f"removed {counted(removed, 'file')} of an earlier predict that this one did not write again")
+    for why in dict.fromkeys(stay.values()):
+        names = [name for name, reason in stay.items() if reason == why]
+        lines.append(f"still there: {counted(len(names), 'file')} of an earlier predict, {why} ({some(names)})")
     return lines
 
 
