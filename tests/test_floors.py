@@ -13,7 +13,7 @@ FLOORS = {
     "tasks": 4,
     "engine": 3, "detect": 3, "evaluation": 3,
     "objective": 2, "bank": 2, "pictures": 2,
-    "data": 1, "models": 1, "losses": 1, "assign": 1, "registered": 1, "bankfile": 1,
+    "data": 1, "models": 1, "losses": 1, "assign": 1, "registered": 1, "bankfile": 1, "pairs": 1,
     "types": 0, "errors": 0, "boxes": 0, "command": 0, "config": 0, "schema": 0, "yaml_strict": 0, "progress": 0,
     "files": 0, "floats": 0, "peers": 0,
 }  # fmt: skip

@@ -11,7 +11,8 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from fsdet.boxes import anchor_points, decode, iou_pairs, xyxy_to_xywh
 from fsdet.errors import ConfigError, ShapeError
-from fsdet.objective import MultiLoss, Term, _background, _dataset_class, _positives
+from fsdet.objective import MultiLoss, Term, _clear, _dataset_class, _positives
+from fsdet.pairs import background
 from fsdet.peers import Peers
 from fsdet.types import DualOutput, Targets
 
@@ -374,7 +375,7 @@ def test_background_rows_come_only_from_images_where_everything_is_labelled():
     targets.base_known[0, 1] = False
     objective = MultiLoss(ALL)
     branches = objective._branches(output, targets, ids())
-    image, _ = _background(branches, targets, objective._assign(output, targets, branches), 20)
+    image, _ = background(_clear(branches, targets, objective._assign(output, targets, branches)), 20)
     assert image.tolist() == [1] * 20
 
 

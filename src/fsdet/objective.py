@@ -21,6 +21,7 @@ from fsdet.losses.dfl import dfl_loss
 from fsdet.losses.supcon import rows_with_positive, supcon_loss
 from fsdet.losses.triplet import triplet_loss, triplet_rows
 from fsdet.losses.wiou import MEAN_FLOOR, wiou_loss
+from fsdet.pairs import PairRows, background, balanced, pooled
 from fsdet.peers import ALONE, Peers
 from fsdet.types import BACKGROUND, IGNORED, DualOutput, LossReport, Targets
 
@@ -63,21 +64,6 @@ class Pairs:
     back_image: Tensor
     back_anchor: Tensor
     weight: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class PairRows:
-    """What the pairwise losses see: image [N], -1 of another process; label, iou [N]; embeddings z [N, D], projections
-    p [N, Dp]; of the background back_z [K, D], back_p [K, Dp].
-    """
-
-    image: Tensor
-    label: Tensor
-    iou: Tensor
-    z: Tensor
-    p: Tensor
-    back_z: Tensor
-    back_p: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,11 +254,11 @@ class MultiLoss(nn.Module):
     ) -> Pairs:
         """Rows for the pairwise losses: positives balanced over classes, and the most confident clear background.
 
-        Of several processes these are those of which `_pooled` chooses, in the order of their images.
+        Of several processes these are those of which `pooled` chooses, in the order of their images.
         """
-        back_image, back_anchor = _background(branches, targets, found, self.pair_rows // 4)
+        back_image, back_anchor = background(_clear(branches, targets, found), self.pair_rows // 4)
         label = _dataset_class(targets, class_ids, pos)
-        keep = _balanced(label, pos.weight, self.pair_rows - (len(back_image) if self.peers.alone else 0))
+        keep = balanced(label, pos.weight, self.pair_rows - (len(back_image) if self.peers.alone else 0))
         keep = keep if self.peers.alone else keep.sort().values
         image, anchor = pos.image[keep], pos.anchor[keep]
         iou = iou_pairs(output.boxes[image, anchor].detach(), pos.target[keep])
@@ -290,24 +276,8 @@ class MultiLoss(nn.Module):
         own = PairRows(pairs.image, pairs.label, pairs.iou, z, p, back, b)
         if self.peers.alone:
             return own
-        return self._pooled(own, pairs.weight, _confidence(branches)[pairs.back_image, pairs.back_anchor])
-
-    def _pooled(self, own: PairRows, weight: Tensor, score: Tensor) -> PairRows:
-        """The rows that one process with the images of all would have chosen; only its own carry gradient."""
-        facts = torch.stack([v.float() for v in (own.image, own.label, own.iou, weight)], 1)
-        rows = torch.cat((own.z.float(), own.p.float(), facts), 1)
-        back = torch.cat((own.back_z.float(), own.back_p.float(), score[:, None]), 1)
-        (rows, mine), (back, _) = self.peers.rows(rows, back)
-        widths = own.z.shape[1], own.p.shape[1]
-        z, p, facts = rows.split((*widths, facts.shape[1]), 1)
-        image, label, iou, weight = facts.detach().unbind(1)
-        away = torch.ones_like(image, dtype=torch.bool)
-        away[mine] = False
-        image, label = image.long().masked_fill(away, -1), label.long()
-        back = back[back[:, -1].topk(min(self.pair_rows // 4, len(back))).indices]
-        back_z, back_p, _ = back.split((*widths, 1), 1)
-        keep = _balanced(label, weight, self.pair_rows - len(back))
-        return PairRows(image[keep], label[keep], iou[keep], z[keep], p[keep], back_z, back_p)
+        score = _confidence(branches)[pairs.back_image, pairs.back_anchor]
+        return pooled(own, pairs.weight, score, self.pair_rows, self.peers)
 
     def _pairwise(self, pairs: PairRows) -> dict[str, Term]:
         """supcon, cpe, triplet: means over their rows."""
@@ -398,16 +368,6 @@ def _dataset_class(targets: Targets, class_ids: Tensor, pos: Positives) -> Tenso
     return torch.where(base >= 0, base, classes[torch.where(way >= 0, way, len(class_ids))])
 
 
-def _balanced(label: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """At most `rows` indices with a label: the best of each class, then the second best of each, and so on."""
-    order = (label >= 0).nonzero().squeeze(-1)
-    order = order[weight[order].argsort(descending=True, stable=True)]
-    order = order[label[order].argsort(stable=True)]
-    alike = label[order]
-    rank = torch.arange(len(order), device=label.device) - torch.searchsorted(alike, alike)  # 0: the first of its class
-    return order[rank.argsort(stable=True)[:rows]]
-
-
 def _confidence(branches: list[Branch]) -> Tensor:
     """[B, A] the highest logit of any branch."""
     score = torch.full(branches[0].logits.shape[:2], -1e9, device=branches[0].logits.device)
@@ -416,11 +376,7 @@ def _confidence(branches: list[Branch]) -> Tensor:
     return score
 
 
-def _background(branches: list[Branch], targets: Targets, found: Assignment, rows: int) -> tuple[Tensor, Tensor]:
-    """Image and anchor of the most confident anchors outside every box, in images where every class is labelled."""
-    score = _confidence(branches)
+def _clear(branches: list[Branch], targets: Targets, found: Assignment) -> Tensor:
+    """[B, A] the `_confidence`, -inf within a box and in images where not every class is labelled."""
     sure = targets.base_known.all(-1) & targets.way_known.all(-1)
-    score = score.masked_fill(found.inside | found.fg | ~sure[:, None], -torch.inf).flatten()
-    value, place = score.topk(min(rows, len(score)))
-    place = place[value > -torch.inf]
-    return place // found.fg.shape[1], place % found.fg.shape[1]
+    return _confidence(branches).masked_fill(found.inside | found.fg | ~sure[:, None], -torch.inf)
