@@ -14,7 +14,7 @@ from fsdet.data.episodes import EpochPlanner
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.unusable import usable
-from fsdet.errors import DataError
+from fsdet.errors import DataError, are, counted
 from fsdet.peers import Peers
 from fsdet.tasks.batches import CACHE, jitter_of
 from fsdet.types import ImageRecord, Replaced
@@ -106,7 +106,8 @@ def over_readable(store: ImageStore, judge: Callable[[], T]) -> T:
     except DataError:
         gone = store.drop_unreadable()
         for error in gone:
-            log.warning("left out of validation (images left: %d): %s", len(store.records), error)
+            left = len(store.records)
+            log.warning("left out of validation, %s %s left: %s", counted(left, "image"), are(left), error)
         if not store.records:
             raise
     return judge()
