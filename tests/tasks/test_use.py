@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fsdet.bank import PrototypeBank
+from fsdet.boxes import iou_matrix
 from fsdet.cli.main import main
 from fsdet.data.images import read_rgb
 from fsdet.data.sources import load, support_folder
@@ -228,12 +229,16 @@ def test_each_class_is_shown_from_its_own_threshold_up_and_one_number_overrides_
     assert all(t is not None and 0 < t <= 1 for t in bank.thresholds)
     assert "2 shots by the others" in bank.calibrated[0] and "8 copies of its shot" in bank.calibrated[1]
     every = predictor.predict("photos/a.png", threshold=0.0)
-    mug = every.scores[every.labels == predictor.names.index("mug")]
-    widest = int((mug[:-1] - mug[1:]).argmax())  # scores of two passes may differ in their last bits
+    is_mug = every.labels == predictor.names.index("mug")
+    mug, boxes = every.scores[is_mug], every.boxes[is_mug]
+    widest = int((mug[:-1] - mug[1:]).argmax())
     limit = float(mug[widest] + mug[widest + 1]) / 2
     known = predictor_of(best, bank.proposed({"mug": (limit, "by hand"), "pen": (1.0, "never")}))
     found = known.predict("photos/a.png")
-    assert len(mug) > 2 and (found.labels == known.names.index("mug")).sum() == (mug >= limit).sum()
+    shown = found.labels == known.names.index("mug")
+    assert len(mug) > 2 and shown.any() and (found.scores[shown] >= limit).all()
+    # scores of two passes differ in their last bits, so that of equally sure boxes that overlap NMS may keep another
+    assert (iou_matrix(boxes[mug >= limit], found.boxes[shown]).amax(1) > 0.3).all()
     assert not (found.labels == known.names.index("pen")).any()
     assert (found.scores[found.labels < 80] >= 0.25).all(), "base classes have the usual one"
     again = known.predict("photos/a.png", threshold=0.0)
