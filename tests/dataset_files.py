@@ -2,6 +2,7 @@
 """Small data sets on disk, the same two images in three formats; every test breaks what it wants broken."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def yolo(folder: Path, seed: int = 0) -> Path:
             lines.append(f"{NAMES.index(label)} {centre} {(x2 - x1) / width} {(y2 - y1) / height}")
         (folder / "labels" / name.replace(".jpg", ".txt")).write_text("\n".join(lines))
     return folder / "images"
+
+
+def no_utf_8(folder: Path) -> Path:
+    """A YOLO set whose first image has a byte in its name that is no UTF-8; returns its data.yaml."""
+    yolo(folder / "train")
+    for name in ("images/a.jpg", "labels/a.txt"):
+        file = folder / "train" / name
+        file.rename(file.with_stem(os.fsdecode(b"\xff")))
+    return data_yaml(folder, train="train/images", novel=["cat"], names=list(NAMES))
 
 
 def voc_xml(name: str, size: tuple[int, int] | None = None, rows: list | None = None) -> str:

@@ -114,6 +114,11 @@ def _remove(folder: Path, name: str, digest: str) -> str | None:
     return None
 
 
+def readable(name: object) -> str:
+    r"""A name as any program can read it: a byte that is no UTF-8, a lone surrogate to Python, is written \udcNN."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -40,6 +40,15 @@ def test_the_first_file_that_is_opened_does_not_become_stdout(tmp_path):
     assert (tmp_path / "f").read_text() == ""
 
 
+def test_what_a_stream_cannot_write_is_an_escape_there(tmp_path):
+    """Not every locale's UTF-8 takes the name of a file as it is; ASCII takes few names of classes."""
+    code = r"from fsdet.cli._output import open_streams; open_streams(); print('caf\\xe9 \\udcff')"
+    for encoding, wanted in (("utf-8:strict", "café \\udcff\n"), ("ascii:strict", "caf\\xe9 \\udcff\n")):
+        done = subprocess.run([sys.executable, "-c", code.replace("\\\\", "\\")], cwd=tmp_path, capture_output=True,
+                              env={**ENVIRONMENT, "PYTHONIOENCODING": encoding}, timeout=60)  # fmt: skip
+        assert done.stdout.decode() == wanted, done.stderr
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A data set and a run that nothing disturbed."""

@@ -2,13 +2,14 @@
 """The data check finds each planted fault and nothing in a clean set."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_files import coco, coco_document, data_yaml, image, voc, yolo
+from dataset_files import coco, coco_document, data_yaml, image, no_utf_8, voc, yolo
 from fsdet.cli.main import main
 from fsdet.data import check as module
 from fsdet.data import sources
@@ -266,6 +267,15 @@ def test_the_command_writes_the_list_and_ends_with_2_under_fail(tmp_path, capsys
     assert head.startswith("#")
     assert main([*command[:-1], str(tmp_path / "gone/faults.txt")]) == 2 and not (tmp_path / "gone").exists()
     assert "gone: expected a folder for the list" in capsys.readouterr().err
+
+
+def test_a_fault_in_a_file_whose_name_is_no_utf_8_is_listed(tmp_path, capsys):
+    data = no_utf_8(tmp_path)
+    (tmp_path / "train/labels" / os.fsdecode(b"\xff.txt")).write_text("0 nan 0.5 0.1 0.1\n0 0.5 0.5 0.2 0.2\n")
+    assert main(["data", "check", str(data), "--deep", "--shots", "1", "--list", str(tmp_path / "faults.txt")]) == 0
+    place = r"train/labels/\udcff.txt:1"
+    assert (tmp_path / "faults.txt").read_text(encoding="utf-8").splitlines()[1] == f"{place}: not finite (dropped)"
+    assert f"not finite  ({place})" in capsys.readouterr().out
 
 
 def test_headers_alone_are_read_unless_it_is_deep(root, monkeypatch):

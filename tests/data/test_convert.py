@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from dataset_files import coco, coco_document, data_yaml, image, voc
+from dataset_files import coco, coco_document, data_yaml, image, no_utf_8, voc
 from fsdet.data import sources
 from fsdet.data.convert import convert
 from fsdet.errors import DataError
@@ -48,6 +48,15 @@ def test_round_trip(data, tmp_path, fmt, link):
             got_boxes, got_labels, got_crowd = plain(right[key], fmt)
             np.testing.assert_allclose(got_boxes, boxes, atol=2e-3)
             assert (got_labels == labels).all() and (got_crowd == crowd).all() and record.size == right[key].size
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_file_names_that_are_no_utf_8_become_so(tmp_path, fmt):
+    data = sources.load(no_utf_8(tmp_path / "in"))
+    convert(data, tmp_path / "out", fmt)
+    back = sources.load(tmp_path / "out")
+    found = {record.path.name: len(record.labels) for record in back.split("train")}
+    assert found == {r"\udcff.jpg": 2, "b.jpg": 1}
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

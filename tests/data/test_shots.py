@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_files import data_yaml, voc
+from dataset_files import data_yaml, no_utf_8, voc
 from fsdet.data import sources
 from fsdet.data.report import Report
 from fsdet.data.shots import Shot, ShotFile, draw_shots, load_picks, match
@@ -312,3 +312,12 @@ def test_what_is_no_shot_file_is_refused(tmp_path, text):
     (tmp_path / "shots.json").write_text(text)
     with pytest.raises(DataError, match="a shot file"):
         ShotFile.load(tmp_path / "shots.json")
+
+
+def test_a_shot_in_a_file_whose_name_is_no_utf_8_is_drawn_and_found_again(tmp_path):
+    data = sources.load(no_utf_8(tmp_path))
+    drawn = ShotFile.draw(data, [1], 0, "train")
+    drawn.save(tmp_path / "s.json")
+    assert (tmp_path / "s.json").read_text(encoding="utf-8").count(r"\udcff.jpg") == 1
+    picks = load_picks(tmp_path / "s.json", data, 1)
+    assert picks == {data.names.index("cat"): [(1, 0)]}

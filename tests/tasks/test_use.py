@@ -2,6 +2,7 @@
 """A trained checkpoint in use: register, predict by folder and by bank, and what is refused before anything is lost."""
 
 import json
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -161,6 +162,23 @@ def test_a_label_that_was_corrected_by_hand_is_not_replaced_by_the_next_predict(
     assert main(argv) == 2
     assert "out: expected files as they were written, got labels/a.txt, changed since" in capsys.readouterr().err
     assert Path("out/labels/a.txt").read_text() == "0 0.5 0.5 0.2 0.2\n"
+
+
+def test_a_file_name_that_is_no_utf_8_is_written_so_that_it_can_be_read(best, place, capsys):
+    """Under an image, a shot and a folder; a second predict finds its own drawings again."""
+    for name in (b"photos/bad\xff.jpg", b"support/pen/\xff2.jpg"):
+        shutil.copy("photos/a.jpg", os.fsdecode(name))
+    out = Path(os.fsdecode(b"out\xfe"))
+    argv = ["predict", str(best), "--source", "photos", "--txt", "--conf", "0", "--device", "cpu", "--out", str(out)]
+    for _ in range(2):
+        assert main(argv) == 0 and r"-> out\udcfe" in capsys.readouterr().out
+    text = (out / "predictions.json").read_text(encoding="utf-8")
+    found, name = json.loads(text), r"bad\udcff"
+    assert name + ".jpg" in {row["image"] for row in found["predictions"]} and text.encode().isascii()
+    assert found["pictures"][f"{name}.jpg"] == f"{name}.jpg" and (out / f"{name}.jpg").is_file()
+    assert f"labels/{name}.txt" in found["written"] and (out / "labels" / f"{name}.txt").read_text()
+    assert main(["register", str(best), "--support", "support", "--out", "my.bank", "--one-view"]) == 0
+    assert PrototypeBank.load(Path("my.bank")).sources[1] == ("1.png", r"\udcff2.jpg")
 
 
 def test_an_image_that_cannot_be_read_any_more_keeps_its_drawing(best, place, capsys):

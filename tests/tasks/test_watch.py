@@ -102,6 +102,17 @@ def test_a_film_is_followed_and_all_that_is_written_agrees(place, eye, capsys):
     assert words[0] == "1" and [float(v) for v in words[1:5]] == pytest.approx(shares, abs=1e-4)
 
 
+def test_a_film_whose_name_is_no_utf_8_is_followed_too(place, eye, capsys):
+    """Such a path ended the process inside OpenCV."""
+    eye()
+    film, out = (Path(os.fsdecode(name)) for name in (b"bad\xff.mp4", b"out\xfe"))
+    film.write_bytes(Path("film.mp4").read_bytes())
+    assert main(["predict", "film.mp4", "--source", str(film), "--out", str(out), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith(r"bad\udcff.mp4: 20 frames")
+    found = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+    assert found["written"] == [r"bad\udcff.mp4"] and (out / r"bad\udcff.mp4").stat().st_size > 1000
+
+
 def test_the_annotated_film_has_every_frame_its_rate_and_a_box_where_the_object_is(place, eye):
     eye()
     assert look("film.mp4") == 0

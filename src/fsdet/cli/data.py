@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fsdet.cli._arguments import count, existing, numbers
 from fsdet.command import typed
 from fsdet.errors import UserError, counted, explain
-from fsdet.files import is_json_with, refuse_foreign, write_durably
+from fsdet.files import is_json_with, readable, refuse_foreign, write_durably
 
 if TYPE_CHECKING:
     from fsdet.data.shots import ShotFile
@@ -105,7 +105,8 @@ def _check(args: argparse.Namespace) -> int:
     data = load_folders(args.data) if args.task == "classifier" else sources.load(args.data)
     report = check(data, deep=args.deep, k=args.shots, policy=args.policy)
     if args.list is not None:
-        write_durably(args.list, "".join(f"{row}\n" for row in [LIST_HEAD, *report.places, *report.errors]).encode())
+        rows = [LIST_HEAD, *report.places, *report.errors]
+        write_durably(args.list, "".join(f"{readable(row)}\n" for row in rows).encode())
     print(report)
     if args.list is not None:
         print(f"{args.list}: {counted(len(report.places) + len(report.errors), 'place')}")

@@ -15,6 +15,7 @@ from fsdet.data.frames import frame_of, read_frame
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, explain
+from fsdet.files import readable
 from fsdet.types import ImageRecord
 
 Named = list[tuple[str, ImageRecord]]  # (file name in the split's folder, record)
@@ -58,7 +59,7 @@ def _named(records: Sequence[ImageRecord]) -> Named:
     used: set[str] = set()
     named = []
     for record in records:
-        stem, suffix = os.path.splitext(record.path.name)
+        stem, suffix = os.path.splitext(readable(record.path.name))
         name, number = stem, 1
         while name.casefold() in used:
             number += 1

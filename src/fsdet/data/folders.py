@@ -12,6 +12,7 @@ from fsdet.data.root import Root
 from fsdet.data.sources import DataSet, plan
 from fsdet.data.support import NO_CLASS
 from fsdet.errors import DataError, explain
+from fsdet.files import readable
 from fsdet.types import ImageRecord
 
 LAYOUT = "put images into train/<class>/ and val/<class>/, or into <class>/ alone"
@@ -82,7 +83,7 @@ def _records(folders: list[Path], names: list[str], root: Root, report: Report) 
 def _held_out(splits: dict[str, list[ImageRecord]]) -> dict[str, list[ImageRecord]]:
     """A fifth of train as val; a class of which nothing would be left to learn from stays whole."""
     train = splits["train"]
-    held = [int(hashlib.sha256(r.path.name.encode()).hexdigest(), 16) % HELD_OUT == 0 for r in train]
+    held = [int(hashlib.sha256(readable(r.path.name).encode()).hexdigest(), 16) % HELD_OUT == 0 for r in train]
     left = {int(r.labels[0]) for r, out in zip(train, held, strict=True) if not out}
     held = [out and int(r.labels[0]) in left for r, out in zip(train, held, strict=True)]
     parts = {

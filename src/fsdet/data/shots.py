@@ -16,7 +16,7 @@ import numpy as np
 
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, are, counted, did_you_mean, explain
-from fsdet.files import write_durably
+from fsdet.files import readable, write_durably
 from fsdet.types import ImageRecord
 
 VERSION = 2  # 1 knew only nested draws of instances; it is still read
@@ -119,7 +119,7 @@ def _image_keys(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _hash(*parts: object) -> bytes:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return hashlib.sha256("\0".join(map(readable, parts)).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,8 @@ class ShotFile:
         """Write the JSON, its folder made if missing."""
         keys = ("unit", "nested", "sampler", "sha256", "names", "ks", "seed", "split")
         document = {"version": VERSION, **{key: getattr(self, key) for key in keys}, "shots": self._plain()}
-        write_durably(Path(path), (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        write_durably(Path(path), text.encode("utf-8", "backslashreplace"))  # JSON's own escape, read back as the name
 
     @classmethod
     def load(cls, path: str | Path) -> "ShotFile":

@@ -30,6 +30,15 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
+def _opened(path: Path) -> str | bytes:
+    """A path as OpenCV takes it: where its name is no UTF-8 as bytes, as a text would end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
+
+
 class Video:
     """A video to be read once, as a context.
 
@@ -47,7 +56,7 @@ class Video:
             got = "a folder" if source.is_dir() else "nothing there"
             raise DataError(explain("a video file", got, str(source), "check the path"))
         _quiet()
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else _opened(source))
         self._first = self._grab() if self._capture.isOpened() else None
         if self._first is None:
             self._capture.release()
@@ -135,7 +144,7 @@ class VideoFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._size = (frame.shape[1], frame.shape[0])
             _quiet()
-            self._writer = cv2.VideoWriter(str(self._draft), cv2.VideoWriter.fourcc(*CODEC), self.rate, self._size)
+            self._writer = cv2.VideoWriter(_opened(self._draft), cv2.VideoWriter.fourcc(*CODEC), self.rate, self._size)
             if not self._writer.isOpened():
                 size = f"{self._size[0]} x {self._size[1]} px"
                 raise UserError(explain(f"to write an mp4 ({CODEC}) of {size}", "a refusal of OpenCV", str(self.path),

@@ -19,6 +19,7 @@ from fsdet.detect.postprocess import NMS_IOU, VOICE, select, to_original
 from fsdet.detect.scoring import ClassShots, Vocabulary, class_scores, own_classes, worth_scoring
 from fsdet.detect.support import VIEWS, embed_instances, negative_rows, whole_images
 from fsdet.errors import DataError, are, counted, explain, some
+from fsdet.files import readable
 from fsdet.models.build import model_sha256
 from fsdet.models.detector import DualDetector
 from fsdet.models.fused import fused
@@ -114,7 +115,8 @@ class Predictor:
         if not instances:
             raise DataError(explain(f"an instance of '{name}'", "none that is not a crowd", "register",
                                     "give an image with a box around one object"))  # fmt: skip
-        names = [Path(where).name for (where, _, _), sample in zip(images, found, strict=True) for _ in sample.boxes]
+        files = [readable(Path(where).name) for where, _, _ in images]
+        names = [file for file, sample in zip(files, found, strict=True) for _ in sample.boxes]
         before, numbers, again = self._enter(name, instances, names, [mark for s in found for mark in marks(s)])
         if again:
             told, verb = f"{len(again)} of {counted(len(instances), 'shot')}", are(len(again))

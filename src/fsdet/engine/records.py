@@ -98,7 +98,7 @@ class Records:
 
     def _open(self, name: str) -> None:
         try:
-            self._files[name] = open(self.folder / name, "a", encoding="utf-8", buffering=1)
+            self._files[name] = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:
             self._files[name] = None
             log.warning("%s cannot be written (%s)", name, error)

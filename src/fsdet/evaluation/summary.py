@@ -19,7 +19,7 @@ from fsdet.evaluation.results import (
     refuse_mixture,
 )
 from fsdet.evaluation.scorer import Scores
-from fsdet.files import write_durably
+from fsdet.files import readable, write_durably
 
 _COUNTED = {"fp_per_image"}  # printed as they are; the others are shares, printed in per cent
 _T975 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
@@ -133,7 +133,7 @@ def _of_draws(rows: Sequence[Mapping]) -> dict:
 
 
 def write_json(path: str | Path, value: object) -> Path:
-    """Write `value` durably and all at once; nan and inf become null, which every JSON reader knows."""
+    """Write `value` durably and all at once, as every JSON reader knows it: nan and inf as null, names `readable`."""
     text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     return write_durably(Path(path), text.encode())
 
@@ -214,11 +214,13 @@ def per_class_cells(results: Sequence[Mapping], labels: Sequence[str]) -> tuple[
 def _plain(value: object) -> object:
     """JSON's own types: mappings with text keys, lists, finite numbers, null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {readable(k): _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, str):
+        return readable(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -20,7 +20,7 @@ from fsdet.detect.support import VIEWS
 from fsdet.engine.signals import Signals
 from fsdet.errors import CheckpointError, DataError, Stopped, UserError, counted, explain, some
 from fsdet.evaluation.summary import write_json
-from fsdet.files import digests, earlier, refuse_others, remove_unchanged, sha256_of, write_durably
+from fsdet.files import digests, earlier, readable, refuse_others, remove_unchanged, sha256_of, write_durably
 from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, save_jpeg
 from fsdet.progress import track
@@ -116,9 +116,9 @@ class Copies:
     """
 
     def __init__(self, paths: Sequence[Path], out: Path, txt: bool) -> None:
-        same = Counter(path.name for path in paths)
+        same = Counter(readable(path.name) for path in paths)
         self._paths, self._out, self._txt = paths, out, txt
-        self._names = [path.name if same[path.name] == 1 else path.as_posix() for path in paths]
+        self._names = [readable(path.name if same[readable(path.name)] == 1 else path.as_posix()) for path in paths]
         self._stems = _stems(paths)
         self._rows: list[dict] = []
         self._written: dict[str, str] = {}
@@ -253,9 +253,9 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     taken: set[str] = set()
     stems = []
     for path in paths:
-        name = path.stem
+        stem = name = readable(path.stem)
         while name.casefold() in taken:
-            name = path.name if name == path.stem else f"{name}_"
+            name = readable(path.name) if name == stem else f"{name}_"
         taken.add(name.casefold())
         stems.append(name)
     return stems

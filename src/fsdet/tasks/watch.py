@@ -19,7 +19,7 @@ from fsdet.detect.runtime import PortablePredictor
 from fsdet.detect.tracks import Tracked, Tracker
 from fsdet.engine.signals import Signals
 from fsdet.errors import Stopped, UserError, counted, explain
-from fsdet.files import refuse_others, write_durably
+from fsdet.files import readable, refuse_others, write_durably
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
 from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, write_index, yolo_rows
@@ -53,7 +53,7 @@ def predict(checkpoint: Path | None, *, source: Path | int, out: Path, support: 
         or holds files of others. Stopped: see above.
     """
     with Video(source) as video:
-        name = source.name if isinstance(source, Path) else f"camera{source}"
+        name = readable(source.name) if isinstance(source, Path) else f"camera{source}"
         copy = Copy(out, Path(name).stem, name, wanted)
         _refuse(copy, source)
         predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
