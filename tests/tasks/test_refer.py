@@ -67,6 +67,20 @@ def test_what_is_found_is_written_as_the_layout_has_it(best, flights, tmp_path, 
     assert main(argv) == 0, "its own results may be replaced"
 
 
+def test_one_that_was_killed_is_begun_again(best, flights, tmp_path, seen, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt  # nothing is done after it, as after a SIGKILL
+
+    seen(1.0)
+    argv = ["predict", str(best), "--refdet", str(flights), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(refer, "write_json", killed)
+        assert main(argv) == 130 and (tmp_path / "out/flight_1.mp4").is_file()
+    assert main(argv) == 0
+    names = ["annotations.json", "flight_0.mp4", "flight_1.mp4", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
 def test_a_sample_that_nobody_annotated_is_predicted_and_not_scored(best, flights, tmp_path, capsys):
     """By the detector itself: what it finds after two steps of training means nothing, but is all there."""
     bare = Path(shutil.copytree(flights, tmp_path / "bare"))

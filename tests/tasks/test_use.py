@@ -13,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from fsdet import files
 from fsdet.bank import PrototypeBank
 from fsdet.boxes import iou_matrix
 from fsdet.cli.main import main
 from fsdet.data.images import read_rgb
 from fsdet.data.sources import load, support_folder
 from fsdet.errors import ConfigError, DataError
+from fsdet.evaluation import summary
+from fsdet.files import write_durably
 from fsdet.tasks import use
 from fsdet.tasks.loading import load_trained
 from fsdet.tasks.protocol import evaluate_checkpoint
@@ -467,6 +470,63 @@ def test_a_signal_keeps_what_was_found(best, place, monkeypatch, capsys):
     assert main(argv) == 130
     told = "still there: 1 file of an earlier predict, as this one did not look at everything (c.jpg)"
     assert told in capsys.readouterr().err and Path("out/c.jpg").exists()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that follows is done."""
+
+
+@pytest.mark.parametrize("at", ["an image", "a drawing", "a label", "predictions.json"])
+def test_a_predict_that_was_killed_goes_on_and_replaces_nothing_of_the_user(best, place, at, monkeypatch, capsys):
+    """Its own drawings are known by what it noted before it wrote them, over those of an earlier predict too."""
+
+    def killed(path, *rest):
+        hit = {"an image": "b.png", "a drawing": "b.jpg", "a label": "b.txt", "predictions.json": use.INDEX}[at]
+        if Path(path).name == hit:
+            raise Killed
+        return read_rgb(path) if at == "an image" else write_durably(path, *rest)
+
+    shutil.copy("photos/a.png", "photos/b.png")
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--txt", "--device", "cpu", "--conf"]
+    module = use if at == "an image" else summary if at == "predictions.json" else files
+    for conf in ("0", "0.9"):  # into an empty folder, then over the drawings of the run before
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(module, "read_rgb" if at == "an image" else "write_durably", killed)
+            main([*argv, conf])
+        own = Path("out/a.jpg").read_bytes()
+        for path, mine in (("out/a.jpg", own + b"mine"), ("out/labels/a.txt", b"0 0 0 0 0 mine\n")):
+            before = Path(path).read_bytes()
+            Path(path).write_bytes(mine)
+            assert main([*argv, conf]) == 2 and "Next: move them away" in capsys.readouterr().err
+            assert Path(path).read_bytes() == mine
+            Path(path).write_bytes(before)
+        assert main([*argv, conf]) == 0
+        found = json.loads(Path("out/predictions.json").read_text())
+        assert found["written"] == sorted(found["sha256"]) and len(found["written"]) == 6
+        assert sorted(os.listdir("out")) == ["a.jpg", "a.png.jpg", "b.jpg", "labels", "predictions.json"]
+
+
+def test_what_a_killed_predict_left_of_other_images_is_removed_and_nothing_else(best, place, monkeypatch, capsys):
+    def killed(path):
+        if Path(path).name == "c.png":
+            raise Killed
+        return read_rgb(path)
+
+    for name in ("b", "c"):
+        shutil.copy("photos/a.png", f"photos/{name}.png")
+    argv = ["predict", str(best), "--source", "photos", "--out", "out", "--conf", "0", "--device", "cpu"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(use, "read_rgb", killed)
+        main(argv)
+    Path("out/a.png.jpg").write_text("mine")
+    notes = Path("out/.predictions.json.part")
+    notes.write_text(notes.read_text() + '\n{"file": "../photos/c.png", "sha')
+    argv[3] = "photos/c.png"
+    assert main(argv) == 0
+    assert "removed 2 files of an earlier predict" in capsys.readouterr().out
+    assert sorted(os.listdir("out")) == ["a.png.jpg", "c.jpg", "predictions.json"] and Path("photos/c.png").is_file()
+    notes.write_text("mine")
+    assert main(argv) == 2 and "got another file" in capsys.readouterr().err and notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize("out", ["notes.txt/out", "/proc/nowhere/out"])

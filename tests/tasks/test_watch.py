@@ -141,6 +141,28 @@ def test_a_film_is_never_removed_and_what_stays_of_an_earlier_predict_is_told(pl
     assert Path("out/film.mp4").is_file() and len(list(Path("out/labels").iterdir())) == 15
 
 
+@pytest.mark.parametrize("at", ["a frame", "predictions.json"])
+def test_a_look_that_was_killed_is_begun_again_and_its_film_is_not_removed(place, eye, at, monkeypatch, capsys):
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def killed(*_, **__):
+        raise Killed
+
+    eye(lambda n: killed() if at == "a frame" and n == 8 else None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(watch, "write_index", killed)
+        look("film.mp4", "--txt")
+    assert Path("out/labels/film_000003.txt").is_file() and not Path("out/predictions.json").exists()
+    eye()
+    Path("other.mp4").write_bytes(Path("film.mp4").read_bytes())
+    assert main(["predict", "film.mp4", "--source", "other.mp4", "--out", "out", "--device", "cpu"]) == 0
+    left = 16 if at == "predictions.json" else 7
+    assert f"still there: {left} files of an earlier predict" in capsys.readouterr().out
+    assert look("film.mp4", "--txt") == 0 and len(list(Path("out/labels").iterdir())) == 15
+    assert sorted(os.listdir("out")) == ["film.mp4", "labels", "other.mp4", "predictions.json"]
+
+
 def test_the_first_frames_alone_and_without_a_copy(place, eye):
     detector = eye()
     assert look("film.mp4", "--frames", "6", "--no-video") == 0

@@ -2,7 +2,7 @@
 """Frames of a video file or camera one by one, and a file that frames are written to. Nothing holds a whole video."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -128,12 +128,13 @@ class Video:
 class VideoFile:
     """Frames into an mp4 that appears at `path` when the context ends without an error; until then it is hidden.
 
+    ready: called with the hidden file when it is whole, before it takes the place of what is at `path`.
     Raises:
         UserError: OpenCV cannot write such a video here.
     """
 
-    def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, rate
+    def __init__(self, path: Path, rate: float, ready: Callable[[Path], None] | None = None) -> None:
+        self.path, self.rate, self._ready = path, rate, ready
         self._draft = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
@@ -161,5 +162,7 @@ class VideoFile:
         if self._writer is not None:
             self._writer.release()
         if kind is None and self._draft.exists():
+            if self._ready:
+                self._ready(self._draft)
             os.replace(self._draft, self.path)
         self._draft.unlink(missing_ok=True)

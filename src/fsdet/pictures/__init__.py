@@ -11,6 +11,7 @@ from fsdet.pictures.drawing import (
     colour,
     draw_detections,
     is_picture,
+    jpeg,
     refuse_other_pictures,
     save_jpeg,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "draw_detections",
     "episode_sheet",
     "is_picture",
+    "jpeg",
     "plot_confusion",
     "plot_labels",
     "plot_pr",

@@ -96,9 +96,14 @@ def draw_detections(
 
 def save_jpeg(path: str | Path, image: np.ndarray | Image.Image, quality: int = 90) -> Path:
     """Write uint8 [H, W, 3] RGB as JPEG, all at once; makes the folder."""
+    return write_durably(Path(path), jpeg(image, quality))
+
+
+def jpeg(image: np.ndarray | Image.Image, quality: int = 90) -> bytes:
+    """A JPEG file of uint8 [H, W, 3] RGB that says who drew it."""
     picture, buffer = image if isinstance(image, Image.Image) else Image.fromarray(image), io.BytesIO()
     picture.save(buffer, format="JPEG", quality=quality, subsampling=0, comment=MARK.encode())
-    return write_durably(Path(path), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def is_picture(path: Path) -> bool:

@@ -18,7 +18,7 @@ from fsdet.detect.tracks import Tracked
 from fsdet.errors import UserError, counted, explain
 from fsdet.evaluation.st_iou import best_track, st_iou
 from fsdet.evaluation.summary import write_json
-from fsdet.files import listing, refuse_others, write_durably
+from fsdet.files import Journal, listing, refuse_others, sha256_of
 from fsdet.progress import track
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.watch import follow, frame_drawing
@@ -53,29 +53,37 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     _refuse(out, samples, folder)
     trained = load_trained(checkpoint, device)
     out.mkdir(parents=True, exist_ok=True)
-    scored = [_look(trained, sample, out, conf, film) for sample in track(samples, "predict")]
+    journal = Journal(out / RESULTS)
+    scored = [_look(trained, sample, out, conf, journal if film else None) for sample in track(samples, "predict")]
     known = [s.st_iou for s in scored if not math.isnan(s.st_iou)]
     mean = float(np.mean(known)) if known else None
     rows = [{"video_id": s.name, "st_iou": None if math.isnan(s.st_iou) else s.st_iou, "frames": s.frames,
              "found_in": len(s.found)} for s in scored]  # fmt: skip
-    write_durably(out / FOUND, json.dumps([_annotation(s) for s in scored]).encode())
+    journal.write(out, {FOUND: json.dumps([_annotation(s) for s in scored]).encode()})
     written = listing(out / RESULTS, [FOUND, *(f"{s.name}.mp4" for s in samples if film)])
     write_json(out / RESULTS, {"task": "refdet", "st_iou": mean, "samples": rows, "checkpoint": trained.sha256,
                                "conf": conf, "written": written})  # fmt: skip
+    journal.close()
     told = [f"{s.name}: ST-IoU {'-' if math.isnan(s.st_iou) else f'{s.st_iou:.3f}'}, found in {len(s.found)} of "
             f"{counted(s.frames, 'frame')}" for s in scored]  # fmt: skip
     head = "no sample is annotated" if mean is None else f"mean ST-IoU {mean:.3f} of {counted(len(known), 'sample')}"
     return "\n".join([*told, f"{head} -> {out}"])
 
 
-def _look(trained: Trained, sample: RefSample, out: Path, conf: float | None, film: bool) -> Scored:
+def _look(trained: Trained, sample: RefSample, out: Path, conf: float | None, films: Journal | None) -> Scored:
+    """A sample looked for; its video is drawn where there is a journal for `films`."""
     predictor = Predictor(trained.model, trained.classes, trained.preprocessing, base=len(trained.spec["base"]),
                           mode=trained.spec["mode"])  # fmt: skip
     predictor.register(sample.name, sample.photographs)
     label = predictor.names.index(sample.name)
     frames: dict[int, Tracked] = {}
+    film = f"{sample.name}.mp4"
+
+    def note(draft: Path) -> None:
+        films.note({film: sha256_of(draft)})
+
     with Video(sample.video) as video, ExitStack() as stack:
-        copy = stack.enter_context(VideoFile(out / f"{sample.name}.mp4", video.rate)) if film else None
+        copy = stack.enter_context(VideoFile(out / film, video.rate, note)) if films else None
         for number, frame, seen in follow(predictor, video, conf):
             frames[number] = seen
             if copy:

@@ -20,9 +20,9 @@ from fsdet.detect.support import VIEWS
 from fsdet.engine.signals import Signals
 from fsdet.errors import CheckpointError, DataError, Stopped, UserError, counted, explain, some
 from fsdet.evaluation.summary import write_json
-from fsdet.files import digests, earlier, readable, refuse_others, remove_unchanged, sha256_of, write_durably
+from fsdet.files import Journal, digests, earlier, readable, refuse_others, remove_unchanged
 from fsdet.models.build import model_sha256
-from fsdet.pictures import draw_detections, save_jpeg
+from fsdet.pictures import draw_detections, jpeg
 from fsdet.progress import track
 from fsdet.registered import class_name
 from fsdet.tasks.loading import load_trained
@@ -124,6 +124,7 @@ class Copies:
         self._written: dict[str, str] = {}
         self._pictures: dict[str, str] = {}
         self._unread: list[str] = []
+        self._journal = Journal(out / INDEX)
         if out.resolve() in {path.parent.resolve() for path in paths}:
             raise UserError(explain("a folder beside the images", "the images' own", str(out), "name another --out"))
         wanted = [out / name for stem in self._stems for name in self._files(stem)]
@@ -143,11 +144,9 @@ class Copies:
             return
         found = predictor.predict(image, threshold=conf)
         files = self._files(self._stems[i])
-        save_jpeg(self._out / files[0], query_drawing(image, found, predictor.names))
-        for name in files[1:]:
-            write_durably(self._out / name, yolo_rows(found, image.shape[:2]).encode())
+        contents = [jpeg(query_drawing(image, found, predictor.names)), yolo_rows(found, image.shape[:2]).encode()]
+        self._written |= self._journal.write(self._out, dict(zip(files, contents, strict=False)))  # labels if wanted
         self._rows += coco_rows(found, self._names[i])
-        self._written |= {name: sha256_of(self._out / name) for name in files}
         self._pictures[self._names[i]] = files[0]
 
     def close(self, predictor: Predictor | PortablePredictor, whole: bool = True) -> str:
@@ -156,6 +155,7 @@ class Copies:
         index, names = self._out / INDEX, predictor.names
         content = {"names": list(names), "pictures": self._pictures, "predictions": self._rows}
         cleared = write_index(index, content, self._written, clear=whole and not self._unread)
+        self._journal.close()
         count = Counter(names[row["category_id"]] for row in self._rows)
         others = Counter({name: n for name, n in count.items() if name not in predictor.registered}).most_common(12)
         seen = [f"{n} {name}" for name, n in [*((name, count[name]) for name in predictor.registered), *others]]

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from fsdet.detect.runtime import PortablePredictor
 from fsdet.detect.tracks import Tracked, Tracker
 from fsdet.engine.signals import Signals
 from fsdet.errors import Stopped, UserError, counted, explain
-from fsdet.files import readable, refuse_others, write_durably
+from fsdet.files import Journal, readable, refuse_others, sha256_of
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
 from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, write_index, yolo_rows
@@ -106,6 +106,9 @@ class Copy:
     tracks: dict[int, int] = field(default_factory=dict)
     frames: int = 0
 
+    def __post_init__(self) -> None:
+        self._journal = Journal(self.out / INDEX, removable=False)  # what a camera saw cannot be had again
+
     @property
     def film(self) -> Path:
         return self.out / f"{self.stem}.mp4"
@@ -128,7 +131,7 @@ class Copy:
         self.out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             bar = stack.enter_context(Progress(total, "predict", unit="frame"))
-            film = stack.enter_context(_Paced(self.film, video)) if self.wanted.film else None
+            film = stack.enter_context(_Paced(self.film, video, self._note)) if self.wanted.film else None
             for number, frame, found in follow(predictor, video, self.wanted.conf):
                 self._take(number, frame, found)
                 if film:
@@ -138,11 +141,15 @@ class Copy:
                     break
         about = {"file": self.name, "rate": video.rate, "frames": self.frames}
         files = [*([self.film] if self.wanted.film else []), *self.labels()]
-        # without sha256: what a camera saw cannot be had again
-        written = dict.fromkeys((path.relative_to(self.out).as_posix() for path in files), "")
+        written = dict.fromkeys((path.relative_to(self.out).as_posix() for path in files), "")  # not to be removed
         content = {"names": list(predictor.names), "video": about, "predictions": self.rows}
         clear = not signals.received or not isinstance(video.source, Path)
-        return write_index(self.out / INDEX, content, written, clear=clear)
+        cleared = write_index(self.out / INDEX, content, written, clear=clear)
+        self._journal.close()
+        return cleared
+
+    def _note(self, draft: Path) -> None:
+        self._journal.note({self.film.name: sha256_of(draft)})
 
     def _take(self, number: int, frame: np.ndarray, found: Tracked) -> None:
         self.frames += 1
@@ -150,7 +157,7 @@ class Copy:
         self.tracks.update(zip(found.track.tolist(), found.labels.tolist(), strict=True))
         if self.wanted.txt and len(found):
             text = yolo_rows(found, frame.shape[:2])
-            write_durably(self.label(number), text.encode())
+            self._journal.write(self.out, {self.label(number).relative_to(self.out).as_posix(): text.encode()})
 
     def summary(self, predictor: Predictor | PortablePredictor, rate: float) -> str:
         """How many objects were followed: registered classes first."""
@@ -164,8 +171,8 @@ class Copy:
 class _Paced:
     """A VideoFile at the pace of its source: a file's own, or that at which a camera's first frames came."""
 
-    def __init__(self, path: Path, video: Video) -> None:
-        self._file = VideoFile(path, video.rate)
+    def __init__(self, path: Path, video: Video, ready: Callable[[Path], None]) -> None:
+        self._file = VideoFile(path, video.rate, ready)
         self._held: list[np.ndarray] | None = None if isinstance(video.source, Path) else []
         self._began = time.monotonic()
 
