@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsdet.errors import UserError, explain
+from fsdet.names import composed
 
 EQUAL, ALIKE = 5e-7, 1e-3  # between unit rows of one shot: read in other company; of a file of that name, anywhere
 
@@ -108,7 +109,7 @@ def class_name(text: str) -> str:
     if not isinstance(text, str):
         got = f"{text!r}, of type {type(text).__name__}"
         raise UserError(explain("a text", got, "class name", "give the name as a text, such as 'mug'"))
-    name = unicodedata.normalize("NFC", text).strip()
+    name = composed(text).strip()
     if not name or any(unicodedata.category(c).startswith("C") for c in name):
         raise UserError(explain("a class name of characters that can be printed", repr(text), "class name",
                                 "name it otherwise"))  # fmt: skip

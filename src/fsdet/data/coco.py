@@ -10,6 +10,7 @@ from fsdet.data.root import Root
 from fsdet.data.shapes import is_shape
 from fsdet.data.table import Table
 from fsdet.errors import DataError, counted, explain
+from fsdet.names import composed, repeated
 
 MAX_BYTES = 2 << 30
 MAX_SIDE = 1 << 20  # px; a larger width or height is no size
@@ -66,12 +67,14 @@ def _categories(rows: list, where: str, report: Report) -> dict[Any, str]:
     names: dict[Any, str] = {}
     for number, row in enumerate(rows):
         try:
-            names[row["id"]] = str(row["name"])
+            names[row["id"]] = str(row["name"])  # as it is written, until it is known which occur twice
         except (KeyError, TypeError):
             report.add("malformed annotation", f"{where}: category {number}")
     if not names:
         raise DataError(explain("at least one category", "none", where, "export the categories too"))
-    return dict(sorted(names.items(), key=lambda item: str(item[0]).zfill(12)))
+    for name, times in repeated(list(names.values())).items():
+        report.add("class name given twice", where, f"'{name}' {times}")
+    return {key: composed(name) for key, name in sorted(names.items(), key=lambda item: str(item[0]).zfill(12))}
 
 
 def _folders(path: Path, root: Root, images: Path | None) -> list[Path]:

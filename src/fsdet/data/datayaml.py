@@ -11,6 +11,7 @@ import yaml
 from fsdet.data.report import Report
 from fsdet.data.splits import named_split
 from fsdet.errors import DataError, did_you_mean, explain
+from fsdet.names import composed, repeated
 
 SPLITS = ("train", "val", "test", "support")
 KEYS = ("path", *SPLITS, "base", "novel", "split", "names", "nc", "exhaustive", "download")
@@ -188,10 +189,9 @@ def _names(value: Any, where: str, problems: list[str]) -> tuple[str, ...] | Non
     for name in value:
         if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
             problems.append(explain("class names", repr(name), where, "put the name in quotes"))
-    names = tuple(map(str, value))
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(explain("every name once", f"'{name}' {names.count(name)} times", where, "remove the copies"))
-    return names
+    for name, times in repeated(value).items():
+        problems.append(explain("every name once", f"'{name}' {times}", where, "remove the copies"))
+    return tuple(map(composed, value))
 
 
 def _classes(document: dict, where: str, problems: list[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from fsdet.data.sources import DataSet, plan
 from fsdet.data.support import NO_CLASS
 from fsdet.errors import DataError, explain
 from fsdet.files import readable
+from fsdet.names import class_folders
 from fsdet.types import ImageRecord
 
 LAYOUT = "put images into train/<class>/ and val/<class>/, or into <class>/ alone"
@@ -62,15 +63,16 @@ def refuse_untaught(data: DataSet) -> None:
         raise DataError(explain("training images of every class", got, f"{data.name}: train", cure))
 
 
-def _classes(folder: Path) -> list[str]:
-    return [e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(NO_CLASS)]
+def _classes(folder: Path) -> dict[str, Path]:
+    return class_folders(e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(NO_CLASS))
 
 
 def _records(folders: list[Path], names: list[str], root: Root, report: Report) -> list[ImageRecord]:
     records = []
     for folder in folders:
-        for label, name in enumerate(names):
-            files = [Path(file) for key, file in root.files(folder / name).items() if is_image(key)]
+        for name, place in _classes(folder).items():
+            label = names.index(name)
+            files = [Path(file) for key, file in root.files(place).items() if is_image(key)]
             for file, size in zip(files, image_sizes(files), strict=True):
                 if isinstance(size, DataError):
                     report.add("unreadable image", root.show(file))

@@ -24,6 +24,7 @@ from fsdet.data.root import Root
 from fsdet.data.shots import Lists, Shot, ShotFile, as_shots, match, shuffled
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, are, counted, did_you_mean, explain
+from fsdet.names import composed
 
 LAYOUTS = {
     "tfa-voc": re.compile(r"box_(?P<k>[1-9][0-9]{0,5})shot_(?P<name>.+)_train\.txt"),
@@ -98,7 +99,7 @@ def _files(folder: Path, seeds: Sequence[int]) -> dict[int, Found]:
         for name, path in root.files(place).items():
             for layout, pattern in LAYOUTS.items():
                 if fits := pattern.fullmatch(name):
-                    found[seed][layout][int(fits["k"]), fits.groupdict().get("name", "")] = Path(path)
+                    found[seed][layout][int(fits["k"]), composed(fits.groupdict().get("name", ""))] = Path(path)
     return found
 
 
@@ -130,7 +131,7 @@ def _coco_entries(document: object, name: str) -> dict[str, list[Entry]]:
     """{class: entries} of a COCO json; of `name` alone where it is given, another class is a ValueError then."""
     try:
         images = {row["id"]: str(row["file_name"]) for row in document["images"]}  # type: ignore[index]
-        names = {row["id"]: str(row["name"]) for row in document["categories"]}  # type: ignore[index]
+        names = {row["id"]: composed(row["name"]) for row in document["categories"]}  # type: ignore[index]
         entries: dict[str, list[Entry]] = {name: []} if name else {}
         for row in document["annotations"]:  # type: ignore[index]
             x, y, width, height = map(float, row["bbox"])

@@ -19,6 +19,7 @@ from fsdet.data.root import Root
 from fsdet.data.table import Table
 from fsdet.data.video import is_video
 from fsdet.errors import DataError, counted, explain
+from fsdet.names import class_folders, composed
 from fsdet.types import ImageRecord
 
 SAMPLES, ANNOTATIONS = "samples", Path("annotations") / "annotations.json"
@@ -92,7 +93,8 @@ def _places(folder: Path, root: Root) -> dict[str, Path]:
     """{id: folder} of the samples."""
     inside = folder / SAMPLES
     entries = sorted(inside.iterdir()) if inside.is_dir() and root.contains(inside) else []
-    found = {e.name: e for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")) and root.contains(e)}
+    places = (e for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")) and root.contains(e))
+    found = class_folders(places)
     if not found:
         raise DataError(explain("at least one sample", "none", str(inside), _LAYOUT))
     return found
@@ -188,7 +190,7 @@ def _listed(folder: Path) -> dict[str, list]:
         raise DataError(explain(wanted, got, str(path), cure))
     found: dict[str, list] = {}
     for row in rows:
-        found.setdefault(str(row["video_id"]), []).extend(row["annotations"])
+        found.setdefault(composed(row["video_id"]), []).extend(row["annotations"])
     return found
 
 

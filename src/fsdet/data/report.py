@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[str, bool]] = {
     "label file without an image": ("ignored", False),
     "image outside the class folders": ("ignored", False),
     "folder in a class folder": ("ignored", False),
+    "class name given twice": ("noted", False),
     "class without boxes": ("noted", False),
     "class absent from every source": ("noted", False),
     "key": ("ignored", False),

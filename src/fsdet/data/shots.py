@@ -9,7 +9,7 @@ the unit `image` stops there, so that K images give one instance each.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from fsdet.data.sources import DataSet
 from fsdet.errors import DataError, are, counted, did_you_mean, explain
 from fsdet.files import readable, write_durably
+from fsdet.names import composed
 from fsdet.types import ImageRecord
 
 VERSION = 2  # 1 knew only nested draws of instances; it is still read
@@ -233,7 +234,8 @@ class ShotFile:
         if not fits or not lists:
             got = "another sha256: it was edited or damaged"
             raise DataError(explain("the list that was drawn", got, str(path), _AGAIN))
-        return loaded
+        lists = {k: {composed(name): rows for name, rows in shots.items()} for k, shots in loaded.lists.items()}
+        return replace(loaded, names=tuple(map(composed, loaded.names)), lists=lists)
 
     def picks(self, data: DataSet, k: int | None = None) -> Picks:
         """{class: [(record index, box index), ...]} in split `split` of `data`, the k-shot set of each class.

@@ -12,6 +12,7 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.data.table import Table
 from fsdet.errors import DataError, explain
+from fsdet.names import class_folders
 from fsdet.types import ImageRecord
 
 log = logging.getLogger("fsdet")
@@ -37,7 +38,7 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
         raise DataError(explain("a support folder", "nothing there", str(folder), _LAYOUT))
     report = Report()
     root = Root(folder.parent if folder.is_file() else folder, report)
-    classes = sorted(e.name for e in root.folder.iterdir() if e.is_dir() and not e.name.startswith(NO_CLASS))
+    classes = class_folders(e for e in root.folder.iterdir() if e.is_dir() and not e.name.startswith(NO_CLASS))
     jsons = [path for name, path in root.files(root.folder).items() if name.lower().endswith(".json")]
     if folder.is_file():
         names, records = _from_json(folder.resolve(), root, report)
@@ -63,11 +64,11 @@ def _from_json(path: Path, root: Root, report: Report) -> tuple[tuple[str, ...],
     return names, [record for record in records if len(record.labels)]
 
 
-def _from_folders(classes: list[str], root: Root, report: Report) -> tuple[tuple[str, ...], list[ImageRecord]]:
+def _from_folders(classes: dict[str, Path], root: Root, report: Report) -> tuple[tuple[str, ...], list[ImageRecord]]:
     records: list[ImageRecord] = []
-    for label, name in enumerate(classes):
+    for label, (name, folder) in enumerate(classes.items()):
         table = Table([name])
-        files = root.files(root.folder / name)
+        files = root.files(folder)
         stems = {os.path.splitext(file)[0]: file for file in files if not is_image(file)}
         pictures = [file for file in files if is_image(file)]
         table.paths = [files[file] for file in pictures]
@@ -82,17 +83,17 @@ def _from_folders(classes: list[str], root: Root, report: Report) -> tuple[tuple
     return tuple(classes), records
 
 
-def _tell_passed_over(classes: list[str], root: Root, report: Report) -> None:
+def _tell_passed_over(classes: dict[str, Path], root: Root, report: Report) -> None:
     """Report what looks like a shot and lies where none is read."""
     for file in root.files(root.folder):
         if is_image(file):
             report.add("image outside the class folders", file)
-    for name in classes:
-        if not root.contains(root.folder / name):
+    for folder in classes.values():
+        if not root.contains(folder):
             continue
-        files = root.files(root.folder / name)
+        files = root.files(folder)
         pictures = {os.path.splitext(file)[0] for file in files if is_image(file)}
-        for entry in sorted(os.scandir(root.folder / name), key=lambda entry: entry.name):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             stem, suffix = os.path.splitext(entry.name)
             where = root.show(entry.path)
             if entry.name.startswith(NO_CLASS):

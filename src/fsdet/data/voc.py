@@ -13,6 +13,7 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.data.table import Table
 from fsdet.errors import DataError, explain
+from fsdet.names import composed
 
 MAX_BYTES = 16 << 20  # of an xml file
 
@@ -76,7 +77,7 @@ def objects(element: ET.Element, where: str, report: Report) -> list[tuple[str, 
     """(name, xyxy px from 0, difficult) of every <object> that has them; others are reported."""
     found = []
     for number, item in enumerate(element.findall("object"), 1):
-        name = (item.findtext("name") or "").strip()
+        name = composed(item.findtext("name") or "").strip()
         try:
             x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax"))
         except ValueError:

@@ -12,6 +12,7 @@ from fsdet.data.report import Report
 from fsdet.data.root import Root
 from fsdet.data.table import Table
 from fsdet.errors import DataError, explain
+from fsdet.names import composed, repeated
 
 MAX_BYTES = 8 << 20  # of a label file
 MAX_CLASSES = 100_000
@@ -29,7 +30,10 @@ def read(path: Path, root: Root, report: Report, names: Sequence[str] | None = N
     files = _listed(path, root, report) if path.is_file() else _found(path, root)
     if not files:
         raise DataError(explain("images", "none", root.show(path), "name the folder that holds the images"))
-    table = Table(list(names or _nearest_names(path, root)))
+    names = list(names or _nearest_names(path, root))
+    for name, times in repeated(names).items():
+        report.add("class name given twice", root.show(path), f"'{name}' {times}")
+    table = Table(list(map(composed, names)))
     table.paths = files
     table.sizes = [None] * len(files)
     table.measure(root, report)

@@ -17,6 +17,7 @@ from fsdet.engine.optimizer import choose_device
 from fsdet.errors import CheckpointError, DataError, explain
 from fsdet.models.build import build_model
 from fsdet.models.detector import DualDetector
+from fsdet.names import composed
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,8 @@ def spec_of(path: str | Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(spec, Mapping) or not {"task", "model", "classes"} <= set(spec):
         raise CheckpointError(explain("a checkpoint of a fsdet training", f"spec {str(spec)[:80]}", str(path),
                                       "use best.pt or last.pt of a fsdet train run"))  # fmt: skip
-    return spec
+    return {key: [composed(name) for name in value] if key in ("classes", "base") and isinstance(value, list) else value
+            for key, value in spec.items()}  # fmt: skip
 
 
 def rebuilt(path: str | Path, content: Mapping[str, Any], model: nn.Module, place: torch.device) -> Trained:

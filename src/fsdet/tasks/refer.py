@@ -20,6 +20,7 @@ from fsdet.evaluation.st_iou import best_track, st_iou
 from fsdet.evaluation.summary import write_json
 from fsdet.files import Journal, listing, refuse_others, sha256_of
 from fsdet.progress import track
+from fsdet.registered import class_name
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.watch import follow, frame_drawing
 
@@ -75,7 +76,7 @@ def _look(trained: Trained, sample: RefSample, out: Path, conf: float | None, fi
     predictor = Predictor(trained.model, trained.classes, trained.preprocessing, base=len(trained.spec["base"]),
                           mode=trained.spec["mode"])  # fmt: skip
     predictor.register(sample.name, sample.photographs)
-    label = predictor.names.index(sample.name)
+    label = predictor.names.index(class_name(sample.name))
     frames: dict[int, Tracked] = {}
     film = f"{sample.name}.mp4"
 
