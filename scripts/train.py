@@ -340,11 +340,13 @@ def demo_missing(config: configs.Config) -> bool:
 
 def train(argv: Sequence[str]) -> int:
     """Translate and hand over to `fsdet train`; draws the demo set when it is wanted and missing."""
+    from fsdet.engine.checkpoint import in_run  # not for --help, which needs no torch
+
     request = translate(argv)
     config = request.config or default_config(request)
     settings = configs.load(config, request.overrides)
-    init = settings.stage.init_from
-    if init and not Path(init).exists() and not any(t.startswith("stage.init_from=") for t in request.overrides):
+    init = settings.stage.init_from and in_run(settings.stage.init_from)
+    if init and not init.exists() and not any(t.startswith("stage.init_from=") for t in request.overrides):
         request.notes.append(f"{init} is missing and no --checkpoint is given: starting from scratch")
         request.overrides += ["stage.init_from=", "stage.freeze_norm=false"]
     for note in request.notes:

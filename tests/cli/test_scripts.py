@@ -446,6 +446,20 @@ def test_train_py_starts_from_scratch_without_a_checkpoint_and_says_so(scripts, 
     assert "starting from scratch" in capsys.readouterr().out
 
 
+def test_train_py_takes_a_run_folder_of_a_configuration_for_its_best_checkpoint(scripts, world, capsys):
+    """One that has none yet is a checkpoint that is missing; one that is named by a flag is left to `fsdet train`."""
+    Path("mine.yaml").write_text(f"extends: {DEMO_2}\nstage: {{init_from: checkpoints/before}}\n")
+    before = Path("checkpoints/before")
+    before.mkdir(parents=True)
+    argv = ["--stage", "2", "mine.yaml"]
+    for flags, wanted in ((["--checkpoint", str(before)], str(before)), ([], None)):
+        assert scripts[0].train([*argv, *flags]) == 0
+        assert config.load(world.commands[-1][1], world.commands[-1][2:]).stage.init_from == wanted
+    assert "checkpoints/before/best.pt is missing and no --checkpoint is given" in capsys.readouterr().out
+    (before / "best.pt").write_bytes(b"x")
+    assert scripts[0].train(argv) == 0 and not any("init_from" in word for word in world.commands[-1])
+
+
 def test_own_data_after_the_demo_get_a_stage_1_of_their_own(stage, world, capsys):
     """Not the demo's checkpoint, whose classes are others; the second start finds it finished."""
     assert stage("2") == 0
