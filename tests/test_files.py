@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A file is replaced whole or not at all, and nothing is left beside it."""
 
-import hashlib
 import os
-from pathlib import Path
 
 import pytest
 
 from fsdet.errors import UserError
-from fsdet.files import is_json_with, refuse_foreign, remove_unchanged, write_durably
+from fsdet.files import is_json_with, refuse_foreign, write_durably
 
 
 def test_replaces_or_makes_the_file_and_its_folder(tmp_path):
@@ -38,29 +36,6 @@ def test_the_content_is_on_disk_before_the_name_is_and_the_name_before_it_return
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), rename(a, b)))
     write_durably(tmp_path / "file", b"x")
     assert order == ["sync", "rename", "sync"]
-
-
-def test_what_is_as_it_was_written_is_removed_and_why_the_rest_stays_is_told(tmp_path, monkeypatch):
-    folder = tmp_path / "out"
-    written = {name: hashlib.sha256(b"drawn").hexdigest() for name in ("a", "b", "c", "d", "../e")} | {"film": ""}
-    write_durably(tmp_path / "e", b"drawn")
-    for name in ("a", "b", "c", "film"):
-        write_durably(folder / name, b"drawn")
-    write_durably(folder / "b", b"mine")
-    (folder / "d").symlink_to(tmp_path / "e")
-    gone = Path.unlink
-
-    def guarded(path):
-        if path.name == "c":
-            raise PermissionError(13, "Permission denied")
-        gone(path)
-
-    monkeypatch.setattr(Path, "unlink", guarded)
-    let_be = "as links and what is outside of the folder are let be"
-    assert remove_unchanged(folder, written) == {
-        "b": "changed since", "c": "which cannot be removed: Permission denied", "d": let_be, "../e": let_be,
-        "film": "which may have been changed since: no sha256 was noted"}  # fmt: skip
-    assert {p.name for p in folder.iterdir()} == {"b", "c", "d", "film"} and (tmp_path / "e").is_file()
 
 
 def test_a_file_of_another_kind_and_a_folder_are_refused_and_stay(tmp_path):

@@ -15,7 +15,7 @@ FLOORS = {
     "objective": 2, "bank": 2, "pictures": 2,
     "data": 1, "models": 1, "losses": 1, "assign": 1, "registered": 1, "bankfile": 1, "pairs": 1,
     "types": 0, "errors": 0, "boxes": 0, "command": 0, "config": 0, "schema": 0, "yaml_strict": 0, "progress": 0,
-    "files": 0, "floats": 0, "names": 0, "peers": 0,
+    "files": 0, "floats": 0, "names": 0, "peers": 0, "written": 0,
 }  # fmt: skip
 DOORS = {
     "ultralytics": ("models/backbone.py", "assign.py"),

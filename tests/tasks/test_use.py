@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fsdet import files
+from fsdet import written
 from fsdet.bank import PrototypeBank
 from fsdet.boxes import iou_matrix
 from fsdet.cli.main import main
@@ -490,7 +490,7 @@ def test_a_predict_that_was_killed_goes_on_and_replaces_nothing_of_the_user(best
 
     shutil.copy("photos/a.png", "photos/b.png")
     argv = ["predict", str(best), "--source", "photos", "--out", "out", "--txt", "--device", "cpu", "--conf"]
-    module = use if at == "an image" else summary if at == "predictions.json" else files
+    module = use if at == "an image" else summary if at == "predictions.json" else written
     for conf in ("0", "0.9"):  # into an empty folder, then over the drawings of the run before
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(module, "read_rgb" if at == "an image" else "write_durably", killed)

@@ -18,11 +18,12 @@ from fsdet.detect.tracks import Tracked
 from fsdet.errors import UserError, counted, explain
 from fsdet.evaluation.st_iou import best_track, st_iou
 from fsdet.evaluation.summary import write_json
-from fsdet.files import Journal, listing, refuse_others, sha256_of
+from fsdet.files import sha256_of
 from fsdet.progress import track
 from fsdet.registered import class_name
 from fsdet.tasks.loading import Trained, load_trained
 from fsdet.tasks.watch import follow, frame_drawing
+from fsdet.written import Journal, earlier, refuse_others
 
 log = logging.getLogger("fsdet")
 RESULTS, FOUND = "results.json", "annotations.json"
@@ -61,7 +62,8 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     rows = [{"video_id": s.name, "st_iou": None if math.isnan(s.st_iou) else s.st_iou, "frames": s.frames,
              "found_in": len(s.found)} for s in scored]  # fmt: skip
     journal.write(out, {FOUND: json.dumps([_annotation(s) for s in scored]).encode()})
-    written = listing(out / RESULTS, [FOUND, *(f"{s.name}.mp4" for s in samples if film)])
+    written = [FOUND, *(f"{s.name}.mp4" for s in samples if film)]
+    written = sorted({*written, *earlier(out / RESULTS, written)})
     write_json(out / RESULTS, {"task": "refdet", "st_iou": mean, "samples": rows, "checkpoint": trained.sha256,
                                "conf": conf, "written": written})  # fmt: skip
     journal.close()

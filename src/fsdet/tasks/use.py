@@ -20,13 +20,14 @@ from fsdet.detect.support import VIEWS
 from fsdet.engine.signals import Signals
 from fsdet.errors import CheckpointError, DataError, Stopped, UserError, counted, explain, some
 from fsdet.evaluation.summary import write_json
-from fsdet.files import Journal, digests, earlier, readable, refuse_others, remove_unchanged
+from fsdet.files import readable
 from fsdet.models.build import model_sha256
 from fsdet.pictures import draw_detections, jpeg
 from fsdet.progress import track
 from fsdet.registered import class_name
 from fsdet.tasks.loading import load_trained
 from fsdet.types import Detections
+from fsdet.written import Journal, earlier, refuse_others, remove_unchanged
 
 log = logging.getLogger("fsdet")
 BRANCHES = ("standard", "prototype")
@@ -172,7 +173,8 @@ def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, s
         written: {name: sha256} of this run's files, "" for one that no later run shall remove.
         clear: remove files of earlier runs, those that are as they were written.
     """
-    known, old = digests(index) | dict(written), earlier(index, written)
+    old = earlier(index, written)
+    known = old | dict(written)
 
     def write(names: Iterable[str]) -> None:
         of_each = {name: known[name] for name in names if known.get(name)}
@@ -181,7 +183,7 @@ def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, s
     write([*written, *old])
     stay = dict.fromkeys(old, "as this one did not look at everything")
     if clear:
-        stay = remove_unchanged(index.parent, {name: known.get(name, "") for name in old})
+        stay = remove_unchanged(index.parent, old)
     lines = []
     if removed := len(old) - len(stay):
         write([*written, *stay])

@@ -19,10 +19,11 @@ from fsdet.detect.runtime import PortablePredictor
 from fsdet.detect.tracks import Tracked, Tracker
 from fsdet.engine.signals import Signals
 from fsdet.errors import Stopped, UserError, counted, explain
-from fsdet.files import Journal, readable, refuse_others, sha256_of
+from fsdet.files import readable, sha256_of
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
 from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, write_index, yolo_rows
+from fsdet.written import Journal, refuse_others
 
 log = logging.getLogger("fsdet")
 LONG_SIDE = 640  # px: smaller frames are enlarged, so that labels can be read
