@@ -2,11 +2,12 @@
 """What registration takes, and what a prediction takes beside Ultralytics' of the same backbone.
 
     python scripts/bench/inuse.py --threads 2                 # 20 classes x 5 shots, 320 px, random weights
-    python scripts/bench/inuse.py --checkpoint checkpoints/stage2/best.pt --pairs 100
+    python scripts/bench/inuse.py --checkpoint checkpoints/stage2/best.pt --pairs 100 --images datasets/demo/test
 
 Predictions with 20 and with 500 registered classes and Ultralytics' take turns in one process, in drawn order; printed
 are medians of the ratios of turns and their 95 % intervals (bootstrap). Registration is printed in seconds, as its best
-of three: only an idle machine says what it takes. Exit code 1 when a median is above its limit.
+of three: only an idle machine says what it takes. With --images, what a second look takes beside one look is measured
+on LOOKED_AT pictures of a folder. Exit code 1 when a median is above its limit.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 
 import fsdet  # noqa: F401  (environment switches)
 from fsdet.bank import PrototypeBank
+from fsdet.data.images import is_image, read_rgb
 from fsdet.data.preprocessing import Preprocessing
 from fsdet.detect.predictor import Predictor
 from fsdet.detect.support import VIEWS
@@ -30,6 +32,7 @@ from fsdet.models.build import build_model, model_spec
 from fsdet.tasks.loading import load_trained
 
 CLASSES, SHOTS, MANY = 20, 5, 500
+LOOKED_AT = 16
 LIMITS = {"20 classes / Ultralytics": 1.15, "500 classes / 20": 1.3}
 REGISTERING = 2.5  # s, at the size and on the threads of the default
 
@@ -44,7 +47,7 @@ def detector(checkpoint: Path | None, size: int) -> Callable[..., Predictor]:
         classes = tuple(f"base {i}" for i in range(80))
         model = build_model(model_spec("yolov8n", "P3-P5", 80, 128, 16, "anchors", True, 80)).eval()
     prepare = Preprocessing(size, size // 2 // 32 * 32)
-    return lambda bank=None: Predictor(model, classes, prepare, bank, views=VIEWS[:1])
+    return lambda bank=None, **more: Predictor(model, classes, prepare, bank, views=VIEWS[:1], **more)
 
 
 def registered(
@@ -85,6 +88,16 @@ def turns(ways: dict[str, Callable[[], object]], pairs: int) -> dict[str, list[f
     return seconds
 
 
+def second_look(make: Callable[..., Predictor], bank: PrototypeBank, folder: Path, pairs: int) -> str:
+    """Time of two looks beside one, at the usual thresholds."""
+    pictures = [read_rgb(path) for path in sorted(folder.iterdir()) if is_image(path)][:LOOKED_AT]
+    once, twice = make(bank), make(bank, rescore=True)
+    seconds = turns({"once": lambda: [once.predict(p) for p in pictures],
+                     "twice": lambda: [twice.predict(p) for p in pictures]}, max(1, pairs // 4))  # fmt: skip
+    middle, low, high = interval([a / b for a, b in zip(seconds["twice"], seconds["once"], strict=True)])
+    return f"two looks / one, {len(pictures)} pictures: {middle:.3f} ({low:.3f} to {high:.3f})"
+
+
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
     """Median, and 95 % of the medians of 2,000 resamplings."""
     rng = random.Random(0)
@@ -98,6 +111,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=320, help="px")
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=Path, metavar="DIR", help="pictures to look at twice")
     args = parser.parse_args()
     from ultralytics import YOLO
 
@@ -122,6 +136,8 @@ def main() -> int:
         middle, low, high = interval([a / b for a, b in zip(seconds[one], seconds[two], strict=True)])
         failed |= middle > LIMITS[name]
         print(f"{name}: {middle:.3f} ({low:.3f} to {high:.3f}), limit {LIMITS[name]}")
+    if args.images:
+        print(second_look(make, bank, args.images, args.pairs))
     print("ms: " + ", ".join(f"{name} {1000 * statistics.median(s):.1f}" for name, s in seconds.items()))
     return int(failed)
 

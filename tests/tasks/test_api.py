@@ -19,6 +19,7 @@ import fsdet
 from fsdet import Predictor
 from fsdet.cli.main import main
 from fsdet.data.images import as_rgb, read_rgb, rgb_of
+from fsdet.detect.rescore import KEPT
 from fsdet.errors import DataError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,23 @@ def test_files_arrays_and_lists_say_the_same_as_the_command_line(detector, best,
     assert json.loads(Path("out/predictions.json").read_text())["predictions"] == by_path.to_coco("photo.jpg")
     again = Predictor(best, "my.bank", device="cpu").predict("photo.jpg", 0.0)
     assert again.to_coco() == by_path.to_coco() and by_path.names[-1] == "mug"
+
+
+def test_a_second_look_is_asked_for_by_word_and_changes_scores_alone(best, detector):
+    """The command line and the package look twice alike, and lower the thresholds that they propose."""
+    detector.register("mug", ["one.jpg", read_rgb("two.jpg")])
+    detector.bank.save(Path("my.bank"))
+    twice = Predictor(best, "my.bank", device="cpu", rescore=True)
+    once, found = (d.predict("photo.jpg", threshold=0.0) for d in (detector, twice))
+    assert len(found) and sorted(found.boxes.tolist()) == sorted(once.boxes.tolist())
+    assert sorted(found.scores.tolist()) != sorted(once.scores.tolist())
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    words = ["predict", str(best), "--bank", "my.bank", "--source", "photo.jpg", "--conf", "0", "--device", "cpu"]
+    assert main([*words, "--out", "out", "--rescore"]) == 0
+    assert json.loads(Path("out/predictions.json").read_text())["predictions"] == found.to_coco("photo.jpg")
+    assert twice.bank.thresholds == detector.bank.thresholds, "a bank is of first looks"
+    limits = [p._own.frozen()[1] for p in (detector, twice)]
+    torch.testing.assert_close(limits[1], KEPT * limits[0])
 
 
 def test_a_bank_goes_on_growing_where_its_images_are_not_at_hand(detector, best):

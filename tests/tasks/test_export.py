@@ -156,6 +156,7 @@ def test_predict_says_what_stands_beside_onnx(capsys):
         (["--onnx", "m.onnx", "--out", "o"], "expected CHECKPOINT and --source, or --onnx FILE and a source"),
         (["--source", "x", "--out", "o"], "expected CHECKPOINT and --source, or --onnx FILE and a source"),
         (["--onnx", "m.onnx", "x", "--support", "s", "--out", "o"], "expected --bank, or classes frozen into the file"),
+        (["--onnx", "m.onnx", "x", "--rescore", "--out", "o"], "expected CHECKPOINT beside --rescore"),
     ):
         assert main(["predict", *words]) == 2
         assert told in capsys.readouterr().err

@@ -12,8 +12,10 @@ from fsdet.data.report import Report
 from fsdet.data.shots import ShotFile, draw_shots
 from fsdet.data.sources import DataSet, load
 from fsdet.data.store import ImageStore
+from fsdet.detect.postprocess import select
 from fsdet.detect.predictor import Predictor
-from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, own_classes
+from fsdet.detect.rescore import KEPT, rescored
+from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances, negative_rows, whole_images
 from fsdet.errors import ConfigError, DataError
 from fsdet.evaluation.scorer import Scorer, fp_per_image
@@ -22,7 +24,7 @@ from fsdet.tasks.loading import load_trained
 from fsdet.tasks.registration import Registered, draw_registered
 from fsdet.tasks.registration import drawn as drawn_shots
 from fsdet.tasks.stamps import data_stamp
-from fsdet.tasks.validation import without_classes
+from fsdet.tasks.validation import dense_batches, without_classes
 from fsdet.types import Detections
 
 SUBTRACT = Scoring(background="subtract")
@@ -119,8 +121,38 @@ def test_switches_are_no_matter_of_a_detector_that_has_its_classes(best, small_d
     torch.save(state, tmp_path / "tuned.pt")
     trained = load_trained(tmp_path / "tuned.pt")
     study = protocol.Study(load(small_demo), "test", (1,), (0,), "gfsod", "coco")
-    with pytest.raises(ConfigError, match="leave --scoring out"):
+    with pytest.raises(ConfigError, match="of --scoring leave rescore alone"):
         protocol.evaluate(trained, study, scoring=SUBTRACT)
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_what_was_found_is_looked_at_again_where_that_is_asked_for(finetuned, best, tuned, small_demo):
+    """Of registered and of learnt classes: each image as `rescored` has it, thresholds lowered, and it is said."""
+    data, trained = load(small_demo), load_trained(best)
+    if finetuned:
+        trained = tuned
+        splits = {split: [r.kept(r.labels < data.num_base) for r in data.split(split)] for split in data.splits}
+        data = DataSet(data.root, data.base[:-1], data.base[-1:], splits, Report())
+    study, again = protocol.Study(data, "test", (1,), (0,), "gfsod", "coco"), Scoring(rescore=True)
+    (plain, words, once), (results, _, twice) = protocol.evaluations(trained, study, None, (DEFAULT, again))
+    assert "scoring" not in plain and results["scoring"] == {"rescore": True}
+    [key] = words
+    store, size = ImageStore(data.split("test"), trained.spec["image_size"]), trained.spec["support_size"]
+    expected, branch_labels = [], words[key].columns(torch.device("cpu"))
+    with torch.inference_mode():
+        for seen in dense_batches(trained.model, store, trained.preprocessing):
+            found = select(seen.dense.boxes, class_scores(trained.model, seen.dense, words[key]), *branch_labels)
+            expected += rescored(trained.model, words[key], found, seen.images, size, 0.001)
+    assert [len(d) for d in twice[key]] == [len(d) for d in expected]
+    for second, known in zip(twice[key], expected, strict=True):
+        torch.testing.assert_close(second.scores, known.scores)
+    first, second = (torch.cat([d.scores for d in found[key]]) for found in (once, twice))
+    at = [r["shots"][str(key[0])].get("at_threshold") for r in (plain, results)]
+    if finetuned:
+        assert at == [None, None]
+        assert len(first) and not torch.equal(first.sort().values, second.sort().values)
+    else:  # nothing that two steps of training have left would be sure enough to be looked at
+        assert at[1]["threshold"]["mean"] == pytest.approx(KEPT * at[0]["threshold"]["mean"])
 
 
 @pytest.fixture(scope="module")

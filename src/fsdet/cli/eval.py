@@ -29,7 +29,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--json", type=Path, metavar="OUT", help="write results.json here, and pictures beside it")
     parser.add_argument("--scoring", metavar="SWITCH=VALUE,...", help="how registered classes are scored: reduce=mean|"
                         "best|lse, compete=true|false, background=off|subtract|compete, objectness=true|false, "
-                        "calibration=0..1")  # fmt: skip
+                        "calibration=0..1; rescore=true: what was found, of any class, is looked at again")  # fmt: skip
     add_device(parser)
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print finished results.json files")
     parser.add_argument("--per-class", action="store_true", help="also AP50 of each novel class")

@@ -34,16 +34,21 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--txt", action="store_true", help="also OUT/labels/IMAGE.txt: class, box as shares, score")
     parser.add_argument("--frames", type=count, metavar="N", help="of a video or camera: the first N")
     parser.add_argument("--no-video", action="store_true", help="of a video or camera: no annotated copy")
+    parser.add_argument("--rescore", action="store_true", help="look at what was found a second time, larger: surer, "
+                        "and up to twice the time")  # fmt: skip
     add_device(parser)
     args = parser.parse_args(argv)
     if args.refdet:
         if args.checkpoint is None or args.source or args.support or args.bank or args.onnx or args.frames or args.txt:
-            parser.error("expected CHECKPOINT, --refdet and --out; --conf, --no-video and --device may be beside them")
+            parser.error("expected CHECKPOINT, --refdet and --out; --conf, --no-video, --rescore and --device may be "
+                         "beside them")  # fmt: skip
         return args
     if args.onnx and args.source is None:
         args.checkpoint, args.source = None, args.checkpoint
     if args.source is None or (args.checkpoint is None and not args.onnx):
         parser.error("expected CHECKPOINT and --source, or --onnx FILE and a source")
+    if args.onnx and args.rescore:
+        parser.error("expected CHECKPOINT beside --rescore; an exported file looks once")
     if args.onnx and args.support:
         parser.error("expected --bank, or classes frozen into the file, beside --onnx")
     return args
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
         existing(args.refdet, "a RefDet folder", "draw one with fsdet data demo DIR --video")
         print(refer.predict(args.checkpoint, folder=args.refdet, out=args.out, conf=args.conf, device=args.device,
-                            film=not args.no_video))  # fmt: skip
+                            film=not args.no_video, rescore=args.rescore))  # fmt: skip
         return 0
     print(_predict(args))
     return 0
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> str:
     from fsdet.data.video import is_video
 
-    common = {"support": args.support, "bank": args.bank, "out": args.out, "device": args.device, "onnx": args.onnx}
+    common = {key: getattr(args, key) for key in ("support", "bank", "out", "device", "onnx", "rescore")}
     camera = int(str(args.source)) if str(args.source).isdecimal() and not args.source.exists() else None
     if camera is not None or (is_video(args.source) and not args.source.is_dir()):
         from fsdet.tasks import watch

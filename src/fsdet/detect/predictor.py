@@ -16,6 +16,7 @@ from fsdet.data.transforms import Sample, resize_long
 from fsdet.detect.album import Album, marks
 from fsdet.detect.calibration import COPIES, USUAL, Calibrator, Place, copies, outliers
 from fsdet.detect.postprocess import NMS_IOU, VOICE, select, to_original
+from fsdet.detect.rescore import KEPT, first_threshold, rescored
 from fsdet.detect.scoring import ClassShots, Vocabulary, class_scores, own_classes, worth_scoring
 from fsdet.detect.support import VIEWS, embed_instances, negative_rows, whole_images
 from fsdet.errors import DataError, are, counted, explain, some
@@ -56,15 +57,15 @@ class Predictor:
         bank: classes registered before; it must come from these weights.
         base: how many of `classes` are base classes (None: all); stage 3 added the rest. mode: as trained.
         views: (zoom, mirrored) of each shot whose embeddings are averaged; one makes registration faster and a single
-            shot worse.
+            shot worse. rescore: look at what was found a second time, which takes longer and is surer.
     Raises:
         CheckpointError: the bank is of other weights.
     """
 
     def __init__(self, model: DualDetector, classes: Sequence[str], prepare: Preprocessing,
                  bank: PrototypeBank | None = None, *, base: int | None = None, mode: str = "dual",
-                 views: Sequence[tuple[float, bool]] = VIEWS) -> None:  # fmt: skip
-        self.model, self.classes, self.views = model.eval(), tuple(classes), views
+                 views: Sequence[tuple[float, bool]] = VIEWS, rescore: bool = False) -> None:  # fmt: skip
+        self.model, self.classes, self.views, self._rescore = model.eval(), tuple(classes), views, rescore
         self.prepare, self.mode = prepare, mode
         self.base = len(self.classes) if base is None else base
         facts = {"classes": str(len(self.classes)), "image size": f"{prepare.image_size} px"}
@@ -230,6 +231,8 @@ class Predictor:
             limits = torch.full((len(names),), USUAL)
             for label, proposed in zip(words.prototype_labels, bank.thresholds, strict=True):
                 limits[label] = USUAL if proposed is None else proposed
+            if self._rescore:
+                limits *= KEPT
             self._sought = Sought(words, *words.columns(self._net.head.bias.device), limits, names)
         return self._sought
 
@@ -255,13 +258,17 @@ class Predictor:
         dense = self._net.dense(self.prepare.tensor([boxed]).to(self._net.head.bias.device))
         sought = self._looked_for()
         limit = sought.limits if threshold is None else torch.full_like(sought.limits, threshold)
-        least = float(limit.min()) if len(limit) else 0.0
+        last = float(limit.min()) if len(limit) else 0.0
+        least = first_threshold(last) if self._rescore else last
         dense = worth_scoring(self._net, dense, sought.words, VOICE * least)
         scores, columns = class_scores(self._net, dense, sought.words), (sought.branch, sought.labels)
         if branch is not None:
             kept = sought.only(branch)
             scores, columns = scores[..., kept], (sought.branch[kept], sought.labels[kept])
-        [found] = select(dense.boxes, scores, *columns, threshold=least, iou=iou)
+        found = select(dense.boxes, scores, *columns, threshold=least, iou=iou)
+        if self._rescore:
+            found = rescored(self._net, sought.words, found, [boxed], self.prepare.support_size, last)
+        [found] = found
         return to_original(found.above(limit), factor, padding, pixels.shape[:2])
 
 

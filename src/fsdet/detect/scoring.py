@@ -29,7 +29,7 @@ class Scoring:
     (subtract), or as further columns of the class's own softmax (compete, which needs `compete`).
     objectness: sqrt(objectness * score), by the standard branch's largest sigmoid; what `model.objectness` adds to
     logits is no probability. calibration: a in a * score + (1 - a) * cosine, for scores above .05; as Qiao et al. 2021
-    (DeFRCN).
+    (DeFRCN). rescore: what was found, of any class, is looked at a second time (`detect/rescore.py`).
     """
 
     reduce: str = "mean"
@@ -37,6 +37,7 @@ class Scoring:
     background: str = "off"
     objectness: bool = False
     calibration: float = 1.0
+    rescore: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -49,6 +50,11 @@ class Scoring:
         if self.background == "compete" and not self.compete:
             raise ConfigError(explain("compete beside background=compete", "compete=false", "scoring",
                                       "background=subtract does without the softmax"))  # fmt: skip
+
+    @property
+    def usual(self) -> bool:
+        """Whether a first look scores as by default."""
+        return replace(self, rescore=False) == DEFAULT
 
     def changed(self) -> dict[str, Any]:
         """{switch: value} of what differs from the default."""
@@ -164,7 +170,7 @@ def class_scores(model: DualDetector, dense: Dense, words: Vocabulary) -> Tensor
     scores, logits = own.sigmoid() * own.softmax(-1), torch.cat(others, -1)
     if not logits.shape[-1]:
         return scores
-    if words.scoring != DEFAULT and words.prototype_labels:
+    if not words.scoring.usual and words.prototype_labels:
         return torch.cat((scores, _switched(model, dense, words, own, logits)), -1)
     share = torch.cat((own, logits), -1).softmax(-1)[..., own.shape[-1] :]
     return torch.cat((scores, logits.sigmoid() * share), -1)
@@ -193,7 +199,7 @@ def worth_scoring(model: DualDetector, dense: Dense, words: Vocabulary, least: f
     A score is a sigmoid times a share, so the sigmoid of the largest logit bounds it; of hundreds of registered classes
     the softmax is then made at a few places only. Scores of the places that stay are the same.
     """
-    if words.scoring != DEFAULT:
+    if not words.scoring.usual:
         return dense
     largest = [logits[0].amax(-1) for logits in _columns(model, dense, words) if logits.shape[-1]]
     if not largest:

@@ -73,16 +73,17 @@ class Predictor:
         checkpoint: best.pt of stage 2 or 3. bank: classes registered before, by the same weights.
         device: auto, cpu, mps, cuda or cuda:N. order: what arrays are, "rgb" or "bgr" (OpenCV's); files are RGB.
         views: whether each shot is read at three scales and mirrored: six times the work, .05 nAP50 at 1 shot.
+        rescore: whether what was found is looked at a second time: about twice the work, surer scores.
     Raises:
         CheckpointError: the checkpoint or the bank. ConfigError: no such device. UserError: another order.
     """
 
     def __init__(self, checkpoint: str | Path, bank: str | Path | None = None, *, device: str = "auto",
-                 order: str = "rgb", views: bool = True) -> None:  # fmt: skip
+                 order: str = "rgb", views: bool = True, rescore: bool = False) -> None:  # fmt: skip
         if order not in ("rgb", "bgr"):
             raise UserError(explain("rgb or bgr", repr(order), "Predictor order", "name the order of your arrays"))
         loaded = PrototypeBank.load(Path(bank)) if bank else None
-        self._own = predictor_of(Path(checkpoint), loaded, device)
+        self._own = predictor_of(Path(checkpoint), loaded, device, rescore=rescore)
         self._own.views = VIEWS if views else VIEWS[:1]
         self._order, self._arrays = order, 0
 

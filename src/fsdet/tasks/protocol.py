@@ -16,6 +16,7 @@ from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
 from fsdet.detect.calibration import USUAL
 from fsdet.detect.predictor import class_shots
+from fsdet.detect.rescore import KEPT
 from fsdet.detect.scoring import DEFAULT, Scoring, Vocabulary, own_classes
 from fsdet.errors import ConfigError, DataError, are, counted, explain
 from fsdet.evaluation import summary
@@ -66,10 +67,10 @@ def detections_of(trained: Trained, study: Study, words: Mapping[object, Vocabul
     found: dict[object, list[Detections]] = {key: [] for key in words}
     batches = dense_batches(trained.model, store, trained.preprocessing)
     began, selecting = time.perf_counter(), dict.fromkeys(words, 0.0)
-    for indices, dense, placed in track(batches, "evaluate", -(-len(store.records) // 16)):
+    for seen in track(batches, "evaluate", -(-len(store.records) // 16)):
         for key, vocabulary in words.items():
             start = time.perf_counter()
-            found[key] += detect_batch(trained.model, dense, vocabulary, placed, [store.records[i] for i in indices])
+            found[key] += detect_batch(trained.model, seen, vocabulary)
             selecting[key] += time.perf_counter() - start
     network = time.perf_counter() - began - sum(selecting.values())
     images = max(len(store.records), 1)
@@ -88,9 +89,10 @@ def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, 
     if not study.novel:
         raise DataError(explain("novel classes to evaluate", "none in the data YAML", "key novel",
                                 "list them under novel:"))  # fmt: skip
-    if scoring != DEFAULT and bank is None and trained.finetuned:
+    if not scoring.usual and bank is None and trained.finetuned:
         raise ConfigError(explain("a checkpoint that registers classes, or a bank", "one of stage 3",
-                                  str(trained.path), "its novel classes are its own; leave --scoring out"))  # fmt: skip
+                                  str(trained.path), "its novel classes are its own; of --scoring leave rescore "
+                                  "alone"))  # fmt: skip
     [(results, keyed, found)] = evaluations(trained, study, bank, (scoring,))
     if json_out is not None:
         summary.write_json(json_out, results)
@@ -131,8 +133,8 @@ def registered(trained: Trained, study: Study, bank: PrototypeBank | None, draws
     if bank is None and trained.finetuned:
         classes = [*study.base, *study.novel] if study.setting == "gfsod" else study.novel
         seed = int((trained.spec.get("draw") or {}).get("seed", 0))
-        return {(scoring, int(trained.spec["shots"]), seed): Registered(trained.own(classes))
-                for scoring in scorings}  # fmt: skip
+        own, shots = trained.own(classes), int(trained.spec["shots"])
+        return {(scoring, shots, seed): Registered(replace(own, scoring=scoring)) for scoring in scorings}
     if draws is not None:
         return draw_registered(trained, study.data, draws, _own(trained, study), scorings)
     bank.check_model(model_sha256(trained.model), "bank")
@@ -193,7 +195,9 @@ class Judge:
             false = self.false_positives(found, self.sought(known.words), FP_THRESHOLD)
             row = summary.figures(score, base, study.novel, false)
             if known.thresholds is not None:
-                row["at_threshold"] = self.at_threshold(known.thresholds, found)
+                kept = KEPT if known.words.scoring.rescore else 1.0
+                limits = {c: kept * threshold for c, threshold in known.thresholds.items()}
+                row["at_threshold"] = self.at_threshold(limits, found)
             rows.setdefault(k, []).append(row)
             scores.setdefault(k, []).append(score)
         [scoring] = {key[0] for key in draws}

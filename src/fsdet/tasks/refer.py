@@ -40,12 +40,12 @@ class Scored:
 
 
 def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = None, device: str = "cpu",
-            film: bool = True) -> str:  # fmt: skip
+            film: bool = True, rescore: bool = False) -> str:  # fmt: skip
     """OUT/annotations.json as the layout has it, OUT/results.json, and OUT/<id>.mp4 with `film`; returns a summary.
 
     Each sample is looked for by itself: its photographs are registered as one class beside the detector's own classes,
     and in every frame the surest of the objects that are followed is the answer. conf: least score; None takes what
-    registration proposes.
+    registration proposes. rescore: look at what was found a second time.
 
     Raises:
         DataError: faults of the folder, all at once. UserError: `out` is a file, or holds files of others.
@@ -56,7 +56,8 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     trained = load_trained(checkpoint, device)
     out.mkdir(parents=True, exist_ok=True)
     journal = Journal(out / RESULTS)
-    scored = [_look(trained, sample, out, conf, journal if film else None) for sample in track(samples, "predict")]
+    films = journal if film else None
+    scored = [_look(trained, sample, out, conf, films, rescore) for sample in track(samples, "predict")]
     known = [s.st_iou for s in scored if not math.isnan(s.st_iou)]
     mean = float(np.mean(known)) if known else None
     rows = [{"video_id": s.name, "st_iou": None if math.isnan(s.st_iou) else s.st_iou, "frames": s.frames,
@@ -65,7 +66,7 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     written = [FOUND, *(f"{s.name}.mp4" for s in samples if film)]
     written = sorted({*written, *earlier(out / RESULTS, written)})
     write_json(out / RESULTS, {"task": "refdet", "st_iou": mean, "samples": rows, "checkpoint": trained.sha256,
-                               "conf": conf, "written": written})  # fmt: skip
+                               "conf": conf, "rescore": rescore, "written": written})  # fmt: skip
     journal.close()
     told = [f"{s.name}: ST-IoU {'-' if math.isnan(s.st_iou) else f'{s.st_iou:.3f}'}, found in {len(s.found)} of "
             f"{counted(s.frames, 'frame')}" for s in scored]  # fmt: skip
@@ -73,10 +74,11 @@ def predict(checkpoint: Path, *, folder: Path, out: Path, conf: float | None = N
     return "\n".join([*told, f"{head} -> {out}"])
 
 
-def _look(trained: Trained, sample: RefSample, out: Path, conf: float | None, films: Journal | None) -> Scored:
+def _look(trained: Trained, sample: RefSample, out: Path, conf: float | None, films: Journal | None,
+          rescore: bool) -> Scored:  # fmt: skip
     """A sample looked for; its video is drawn where there is a journal for `films`."""
     predictor = Predictor(trained.model, trained.classes, trained.preprocessing, base=len(trained.spec["base"]),
-                          mode=trained.spec["mode"])  # fmt: skip
+                          mode=trained.spec["mode"], rescore=rescore)  # fmt: skip
     predictor.register(sample.name, sample.photographs)
     label = predictor.names.index(class_name(sample.name))
     frames: dict[int, Tracked] = {}

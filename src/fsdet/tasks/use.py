@@ -35,7 +35,8 @@ INDEX = "predictions.json"
 SHORT = ("std", "proto")  # the branch, beside a box
 
 
-def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: str = "cpu") -> Predictor:
+def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: str = "cpu", *,
+                 rescore: bool = False) -> Predictor:  # fmt: skip
     """The Predictor of a checkpoint, on cpu, cuda, cuda:N, mps or what `auto` finds."""
     trained = load_trained(checkpoint, device)
     spec = trained.spec
@@ -43,7 +44,7 @@ def predictor_of(checkpoint: Path, bank: PrototypeBank | None = None, device: st
         log.warning("%s is of stage 1, which has seen no episode: registered classes will be found where they are not; "
                     "train stage 2", checkpoint)  # fmt: skip
     return Predictor(trained.model, trained.classes, trained.preprocessing, bank,
-                     base=len(spec["base"]), mode=spec["mode"])  # fmt: skip
+                     base=len(spec["base"]), mode=spec["mode"], rescore=rescore)  # fmt: skip
 
 
 def registered(checkpoint: Path, support: Path, device: str = "cpu", into: Path | None = None, *,
@@ -81,14 +82,15 @@ def tell_of_own(predictor: Predictor, name: str) -> None:
 
 
 def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path | None = None, bank: Path | None = None,
-            conf: float | None = None, device: str = "cpu", onnx: Path | None = None,
-            txt: bool = False) -> str:  # fmt: skip
+            conf: float | None = None, device: str = "cpu", onnx: Path | None = None, txt: bool = False,
+            rescore: bool = False) -> str:  # fmt: skip
     """Annotated copies of images in `out`, and predictions.json; returns a summary.
 
     source: an image, a folder, or a pattern such as photos/*.jpg. txt: also out/labels/IMAGE.txt, rows of `yolo_rows`.
 
     conf: least score of every class; None takes each registered class's own threshold, and .25 for the others.
     onnx: run this file of fsdet export instead; a checkpoint beside it must be what it was made of.
+    rescore: look at what was found a second time.
 
     Raises:
         DataError: nothing to look at, or an unreadable image. UserError: `out` is no folder, the source's, or holds
@@ -96,7 +98,7 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
     """
     paths = image_paths(source)
     copies = Copies(paths, out, txt)
-    predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
+    predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx, rescore=rescore)
     out.mkdir(parents=True, exist_ok=True)
     with Signals() as signals:
         for i in track(range(len(paths)), "predict"):
@@ -195,11 +197,17 @@ def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, s
 
 
 def finder(checkpoint: Path | None, *, support: Path | None = None, bank: Path | None = None, device: str = "cpu",
-           onnx: Path | None = None) -> Predictor | PortablePredictor:  # fmt: skip
-    """What looks at pictures: a checkpoint with a bank or a support folder registered, or an exported file."""
+           onnx: Path | None = None, rescore: bool = False) -> Predictor | PortablePredictor:  # fmt: skip
+    """What looks at pictures: a checkpoint with a bank or a support folder registered, or an exported file.
+
+    Raises:
+        UserError: `rescore` of a file, which looks once.
+    """
+    if onnx and rescore:
+        raise UserError(explain("a checkpoint, which looks twice", str(onnx), "rescore", "leave one of them out"))
     if onnx:
         return portable_predictor(onnx, bank, checkpoint)
-    predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device)
+    predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device, rescore=rescore)
     if support:
         _register_folder(predictor, support)
     return predictor

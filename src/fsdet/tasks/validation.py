@@ -4,7 +4,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import support_window
 from fsdet.detect.postprocess import select, to_original
+from fsdet.detect.rescore import first_threshold, rescored
 from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
 from fsdet.detect.support import embed_instances
 from fsdet.errors import DataError
@@ -41,28 +42,43 @@ MOST = 5000  # images of a validation
 SHOWN, SHOWN_WAYS = 9, 6  # images and classes on a sheet
 
 
-def dense_batches(
-    model: DualDetector, store: ImageStore, prepare: Preprocessing
-) -> Iterator[tuple[list[int], Dense, list]]:
-    """The head's answer to every image of a store, letterboxed: (record indices, Dense, [(factor, padding)])."""
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Some images of a store as the network saw them, and what its head says of them.
+
+    images: uint8 [S, S, 3]. placed: (factor, padding) of each, which `to_original` undoes. side: of a window around an
+    instance, px.
+    """
+
+    records: list[ImageRecord]
+    images: list[np.ndarray]
+    placed: list[tuple[float, tuple[float, float]]]
+    dense: Dense
+    side: int
+
+
+def dense_batches(model: DualDetector, store: ImageStore, prepare: Preprocessing) -> Iterator[Looked]:
+    """The head's answer to every image of a store, letterboxed, in order."""
     device = model.head.bias.device
     for start in range(0, len(store.records), BATCH):
-        indices = list(range(start, min(start + BATCH, len(store.records))))
-        images, boxes = [], []
-        for i in indices:
+        records, images, placed = store.records[start : start + BATCH], [], []
+        for i, record in enumerate(records, start):
             sample = store.sample(i)
             image, factor, padding = prepare.fitted(sample.image)
             images.append(image)
-            boxes.append((factor * sample.image.shape[1] / store.records[i].size[1], padding))
-        yield indices, model.dense(prepare.tensor(images).to(device)), boxes
+            placed.append((factor * sample.image.shape[1] / record.size[1], padding))
+        dense = model.dense(prepare.tensor(images).to(device))
+        yield Looked(records, images, placed, dense, prepare.support_size)
 
 
-def detect_batch(model: DualDetector, dense: Dense, words: Vocabulary, placed: Sequence, records: Sequence[ImageRecord],
-                 threshold: float = 0.001) -> list[Detections]:  # fmt: skip
-    """Detections of one dense batch, in px of the original images."""
-    branch, labels = words.columns(dense.boxes.device)
-    found = select(dense.boxes, class_scores(model, dense, words), branch, labels, threshold=threshold)
-    return [to_original(d, *place, record.size) for d, place, record in zip(found, placed, records, strict=True)]
+def detect_batch(model: DualDetector, seen: Looked, words: Vocabulary, threshold: float = 0.001) -> list[Detections]:
+    """Detections of some images, in px of the original ones."""
+    branch, labels = words.columns(seen.dense.boxes.device)
+    least = first_threshold(threshold) if words.scoring.rescore else threshold
+    found = select(seen.dense.boxes, class_scores(model, seen.dense, words), branch, labels, threshold=least)
+    if words.scoring.rescore:
+        found = rescored(model, words, found, seen.images, seen.side, threshold)
+    return [to_original(d, *place, r.size) for d, place, r in zip(found, seen.placed, seen.records, strict=True)]
 
 
 def shot_prototypes(embeddings: Tensor, shots: Sequence[Sequence[int]], k: int) -> Tensor:
@@ -148,10 +164,9 @@ class Validator:
 
     def _found(self, model: DualDetector, words: Mapping[str, Vocabulary]) -> dict[str, list[Detections]]:
         found: dict[str, list[Detections]] = {name: [] for name in words}
-        for indices, dense, placed in dense_batches(model, self.store, self.prepare):
-            records = [self.store.records[i] for i in indices]
+        for seen in dense_batches(model, self.store, self.prepare):
             for name, vocabulary in words.items():
-                found[name] += detect_batch(model, dense, vocabulary, placed, records)
+                found[name] += detect_batch(model, seen, vocabulary)
         return found
 
     def _own(self) -> Vocabulary:
@@ -201,9 +216,8 @@ class Validator:
         holding = [r for r in self.store.records if set(classes) & set(r.labels.tolist())] or self.store.records
         shown = ImageStore(holding[:SHOWN], self.size)
         queries, listed = [], []
-        for indices, dense, placed in dense_batches(model, shown, self.prepare):
-            records = [shown.records[i] for i in indices]
-            for record, found in zip(records, detect_batch(model, dense, words, placed, records, 0.3), strict=True):
+        for seen in dense_batches(model, shown, self.prepare):
+            for record, found in zip(seen.records, detect_batch(model, seen, words, 0.3), strict=True):
                 sought = record.kept(np.isin(record.labels, classes))
                 queries.append(query_picture(sought, found, self.data.names))
                 listed.append(box_rows(sought, found))

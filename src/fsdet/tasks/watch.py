@@ -42,7 +42,7 @@ class Wanted:
 
 
 def predict(checkpoint: Path | None, *, source: Path | int, out: Path, support: Path | None = None,
-            bank: Path | None = None, device: str = "cpu", onnx: Path | None = None,
+            bank: Path | None = None, device: str = "cpu", onnx: Path | None = None, rescore: bool = False,
             wanted: Wanted = Wanted()) -> str:  # fmt: skip
     """OUT/STEM.mp4, OUT/predictions.json and, where wanted, OUT/labels/STEM_000000.txt; returns a summary.
 
@@ -57,7 +57,7 @@ def predict(checkpoint: Path | None, *, source: Path | int, out: Path, support: 
         name = readable(source.name) if isinstance(source, Path) else f"camera{source}"
         copy = Copy(out, Path(name).stem, name, wanted)
         _refuse(copy, source)
-        predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx)
+        predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx, rescore=rescore)
         with Signals() as signals:
             began = time.monotonic()
             cleared = copy.fill(predictor, video, signals)

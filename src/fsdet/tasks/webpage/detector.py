@@ -145,8 +145,8 @@ def _tuned(trained: Trained, config: Config, data: DataSet, novel: Sequence[int]
 
 def _detections(trained: Trained, store: ImageStore, words: Vocabulary) -> list[Detections]:
     found: list[Detections] = []
-    for indices, dense, placed in dense_batches(trained.model, store, trained.preprocessing):
-        found += detect_batch(trained.model, dense, words, placed, [store.records[i] for i in indices])
+    for seen in dense_batches(trained.model, store, trained.preprocessing):
+        found += detect_batch(trained.model, seen, words)
     return found
 
 
