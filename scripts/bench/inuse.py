@@ -90,7 +90,7 @@ def turns(ways: dict[str, Callable[[], object]], pairs: int) -> dict[str, list[f
 
 def second_look(make: Callable[..., Predictor], bank: PrototypeBank, folder: Path, pairs: int) -> str:
     """Time of two looks beside one, at the usual thresholds."""
-    pictures = [read_rgb(path) for path in sorted(folder.iterdir()) if is_image(path)][:LOOKED_AT]
+    pictures = [read_rgb(path) for path in sorted(folder.iterdir()) if is_image(path.name)][:LOOKED_AT]
     once, twice = make(bank), make(bank, rescore=True)
     seconds = turns({"once": lambda: [once.predict(p) for p in pictures],
                      "twice": lambda: [twice.predict(p) for p in pictures]}, max(1, pairs // 4))  # fmt: skip

@@ -35,7 +35,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--frames", type=count, metavar="N", help="of a video or camera: the first N")
     parser.add_argument("--no-video", action="store_true", help="of a video or camera: no annotated copy")
     parser.add_argument("--rescore", action="store_true", help="look at what was found a second time, larger: surer, "
-                        "and up to twice the time")  # fmt: skip
+                        "and some 2.5 times the time")  # fmt: skip
     add_device(parser)
     args = parser.parse_args(argv)
     if args.refdet:

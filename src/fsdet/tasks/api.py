@@ -73,7 +73,7 @@ class Predictor:
         checkpoint: best.pt of stage 2 or 3. bank: classes registered before, by the same weights.
         device: auto, cpu, mps, cuda or cuda:N. order: what arrays are, "rgb" or "bgr" (OpenCV's); files are RGB.
         views: whether each shot is read at three scales and mirrored: six times the work, .05 nAP50 at 1 shot.
-        rescore: whether what was found is looked at a second time: about twice the work, surer scores.
+        rescore: whether what was found is looked at a second time: surer scores for some 2.5 times the time.
     Raises:
         CheckpointError: the checkpoint or the bank. ConfigError: no such device. UserError: another order.
     """
