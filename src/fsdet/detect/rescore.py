@@ -2,7 +2,7 @@
 """A second look: what was found is seen once more, in a window around its box and larger, and its score follows both.
 
 Qiao et al. 2021 (DeFRCN, arXiv 2108.09017, section 3.3) let a classifier of ImageNet doubt what a detector says of a
-box; here the detector doubts itself. Scores alone change: boxes, classes and how many there are stay.
+box; here the detector doubts itself. Boxes and classes stay as they are.
 """
 
 from collections.abc import Sequence
