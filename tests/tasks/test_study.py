@@ -198,4 +198,4 @@ def test_the_shipped_study_is_well_formed(monkeypatch, tmp_path):
         Path(name).write_text("")
     assert set(study.read_plan(root / "scripts/bench/fewshot.yaml").methods) == {"registration", "stage 3"}
     scorings = study.read_plan(root / "scripts/bench/scoring.yaml").methods
-    assert len({study.Scoring.of(m.scoring) for m in scorings.values()}) == len(scorings) == 9
+    assert len({study.Scoring.of(m.scoring) for m in scorings.values()}) == len(scorings) == 10
