@@ -3,6 +3,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -58,8 +59,6 @@ class Network:
 
 def by_hand(model, words, picture, box, label):
     """The second look at one detection, by OpenCV's warp and one forward pass of one window."""
-    import cv2
-
     matrix = support_matrix(np.asarray(box, np.float32), SIDE, rescore.ZOOM)
     window = cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderValue=(114,) * 3)
     corners = np.asarray(box, np.float64).reshape(2, 2) @ matrix[:, :2].T + matrix[:, 2]

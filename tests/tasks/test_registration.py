@@ -123,7 +123,7 @@ def test_switches_are_no_matter_of_a_detector_that_has_its_classes(best, small_d
     torch.save(state, tmp_path / "tuned.pt")
     trained = load_trained(tmp_path / "tuned.pt")
     study = protocol.Study(load(small_demo), "test", (1,), (0,), "gfsod", "coco")
-    with pytest.raises(ConfigError, match="of --scoring rescore is for them, too, and nothing else"):
+    with pytest.raises(ConfigError, match="leave out all of --scoring but rescore"):
         protocol.evaluate(trained, study, scoring=SUBTRACT)
 
 

@@ -268,8 +268,7 @@ class Predictor:
         found = select(dense.boxes, scores, *columns, threshold=least, iou=iou)
         if self._rescore:
             found = rescored(self._net, sought.words, found, [boxed], self.prepare.support_size, last)
-        [found] = found
-        return to_original(found.above(limit), factor, padding, pixels.shape[:2])
+        return to_original(found[0].above(limit), factor, padding, pixels.shape[:2])
 
 
 def class_shots(bank: PrototypeBank, index: int, device: torch.device) -> ClassShots:

@@ -40,10 +40,10 @@ def rescored(model: DualDetector, words: Vocabulary, found: Sequence[Detections]
             px. images: uint8 [H, W, 3] as the network saw them. size: side of a window, px.
     """
     looked = [_worth_it(detections) for detections in found]
-    seen, out = _second_looks(model, words, found, looked, images, size), []
-    for detections, chosen in zip(found, looked, strict=True):
+    seen = _second_looks(model, words, found, looked, images, size).split([len(chosen) for chosen in looked])
+    out = []
+    for detections, chosen, second in zip(found, looked, seen, strict=True):
         scores = detections.scores.clone()
-        second, seen = seen[: len(chosen)], seen[len(chosen) :]
         scores[chosen] = (scores[chosen] * second).sqrt()
         order = scores.sort(descending=True, stable=True).indices
         order = order[scores[order] > threshold]

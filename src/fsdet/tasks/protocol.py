@@ -91,8 +91,8 @@ def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, 
                                 "list them under novel:"))  # fmt: skip
     if not scoring.usual and bank is None and trained.finetuned:
         raise ConfigError(explain("a checkpoint that registers classes, or a bank", "one of stage 3",
-                                  str(trained.path), "its novel classes are its own: of --scoring rescore is for "
-                                  "them, too, and nothing else"))  # fmt: skip
+                                  str(trained.path), "its novel classes are its own; leave out all of --scoring but "
+                                  "rescore"))  # fmt: skip
     [(results, keyed, found)] = evaluations(trained, study, bank, (scoring,))
     if json_out is not None:
         summary.write_json(json_out, results)

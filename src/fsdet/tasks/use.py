@@ -198,13 +198,8 @@ def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, s
 
 def finder(checkpoint: Path | None, *, support: Path | None = None, bank: Path | None = None, device: str = "cpu",
            onnx: Path | None = None, rescore: bool = False) -> Predictor | PortablePredictor:  # fmt: skip
-    """What looks at pictures: a checkpoint with a bank or a support folder registered, or an exported file.
-
-    Raises:
-        UserError: `rescore` of a file, which looks once.
-    """
-    if onnx and rescore:
-        raise UserError(explain("a checkpoint, which looks twice", str(onnx), "rescore", "leave one of them out"))
+    """What looks at pictures: a checkpoint with a bank or a support folder registered, twice with `rescore`, or an
+    exported file, which looks once."""
     if onnx:
         return portable_predictor(onnx, bank, checkpoint)
     predictor = predictor_of(checkpoint, PrototypeBank.load(bank) if bank else None, device, rescore=rescore)
