@@ -88,9 +88,9 @@ def turns(ways: dict[str, Callable[[], object]], pairs: int) -> dict[str, list[f
     return seconds
 
 
-def second_look(make: Callable[..., Predictor], bank: PrototypeBank, folder: Path, pairs: int) -> str:
+def second_look(make: Callable[..., Predictor], bank: PrototypeBank, paths: Sequence[Path], pairs: int) -> str:
     """Time of two looks beside one, at the usual thresholds."""
-    pictures = [read_rgb(path) for path in sorted(folder.iterdir()) if is_image(path.name)][:LOOKED_AT]
+    pictures = [read_rgb(path) for path in paths]
     once, twice = make(bank), make(bank, rescore=True)
     seconds = turns({"once": lambda: [once.predict(p) for p in pictures],
                      "twice": lambda: [twice.predict(p) for p in pictures]}, max(1, pairs // 4))  # fmt: skip
@@ -113,6 +113,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures to look at twice")
     args = parser.parse_args()
+    there = sorted(args.images.iterdir()) if args.images and args.images.is_dir() else ()
+    paths = [path for path in there if is_image(path.name)][:LOOKED_AT]
+    if args.images and not paths:
+        parser.error(f"expected a folder of pictures at --images, got '{args.images}'")
     from ultralytics import YOLO
 
     torch.set_num_threads(args.threads)
@@ -136,8 +140,8 @@ def main() -> int:
         middle, low, high = interval([a / b for a, b in zip(seconds[one], seconds[two], strict=True)])
         failed |= middle > LIMITS[name]
         print(f"{name}: {middle:.3f} ({low:.3f} to {high:.3f}), limit {LIMITS[name]}")
-    if args.images:
-        print(second_look(make, bank, args.images, args.pairs))
+    if paths:
+        print(second_look(make, bank, paths, args.pairs))
     print("ms: " + ", ".join(f"{name} {1000 * statistics.median(s):.1f}" for name, s in seconds.items()))
     return int(failed)
 
