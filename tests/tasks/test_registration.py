@@ -23,10 +23,11 @@ from fsdet.errors import ConfigError, DataError
 from fsdet.evaluation.scorer import Scorer, fp_per_image
 from fsdet.tasks import protocol
 from fsdet.tasks.loading import load_trained
+from fsdet.tasks.looking import dense_batches
 from fsdet.tasks.registration import Registered, draw_registered
 from fsdet.tasks.registration import drawn as drawn_shots
 from fsdet.tasks.stamps import data_stamp
-from fsdet.tasks.validation import dense_batches, without_classes
+from fsdet.tasks.validation import without_classes
 from fsdet.types import Detections
 
 SUBTRACT = Scoring(background="subtract")

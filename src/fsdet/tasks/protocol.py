@@ -25,9 +25,10 @@ from fsdet.models.build import model_sha256
 from fsdet.progress import track
 from fsdet.tasks.gallery import draw_gallery
 from fsdet.tasks.loading import Trained, data_of, load_trained
+from fsdet.tasks.looking import dense_batches, detect_batch
 from fsdet.tasks.registration import Draws, Key, Registered, draw_registered, drawn
 from fsdet.tasks.stamps import data_stamp, draws_stamp, tuned_stamp
-from fsdet.tasks.validation import dense_batches, detect_batch, without_classes
+from fsdet.tasks.validation import without_classes
 from fsdet.types import Detections
 
 log = logging.getLogger("fsdet")

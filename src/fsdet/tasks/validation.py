@@ -3,8 +3,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,65 +20,23 @@ from fsdet.data.shots import draw_shots
 from fsdet.data.sources import DataSet
 from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import support_window
-from fsdet.detect.postprocess import select, to_original
-from fsdet.detect.rescore import first_threshold, rescored
-from fsdet.detect.scoring import Vocabulary, class_scores, own_classes
+from fsdet.detect.scoring import Vocabulary, own_classes
 from fsdet.detect.support import embed_instances
 from fsdet.errors import DataError
 from fsdet.evaluation.scorer import Scorer
 from fsdet.files import write_durably
 from fsdet.models.detector import DualDetector
-from fsdet.models.heads import Dense
 from fsdet.models.prototypes import class_prototypes
 from fsdet.pictures import Picture, episode_sheet
+from fsdet.tasks.looking import dense_batches, detect_batch
 from fsdet.tasks.supply import over_readable
 from fsdet.types import Detections, ImageRecord
 
 T = TypeVar("T")
 log = logging.getLogger("fsdet")
 VALIDATION_SHOTS = 5
-BATCH = 16
 MOST = 5000  # images of a validation
 SHOWN, SHOWN_WAYS = 9, 6  # images and classes on a sheet
-
-
-@dataclass(frozen=True, eq=False)
-class Looked:
-    """Some images of a store as the network saw them, and what its head says of them.
-
-    images: uint8 [S, S, 3]. placed: (factor, padding) of each, which `to_original` undoes. side: of a window around an
-    instance, px.
-    """
-
-    records: list[ImageRecord]
-    images: list[np.ndarray]
-    placed: list[tuple[float, tuple[float, float]]]
-    dense: Dense
-    side: int
-
-
-def dense_batches(model: DualDetector, store: ImageStore, prepare: Preprocessing) -> Iterator[Looked]:
-    """The head's answer to every image of a store, letterboxed, in order."""
-    device = model.head.bias.device
-    for start in range(0, len(store.records), BATCH):
-        records, images, placed = store.records[start : start + BATCH], [], []
-        for i, record in enumerate(records, start):
-            sample = store.sample(i)
-            image, factor, padding = prepare.fitted(sample.image)
-            images.append(image)
-            placed.append((factor * sample.image.shape[1] / record.size[1], padding))
-        dense = model.dense(prepare.tensor(images).to(device))
-        yield Looked(records, images, placed, dense, prepare.support_size)
-
-
-def detect_batch(model: DualDetector, seen: Looked, words: Vocabulary, threshold: float = 0.001) -> list[Detections]:
-    """Detections of some images, in px of the original ones."""
-    branch, labels = words.columns(seen.dense.boxes.device)
-    least = first_threshold(threshold) if words.scoring.rescore else threshold
-    found = select(seen.dense.boxes, class_scores(model, seen.dense, words), branch, labels, threshold=least)
-    if words.scoring.rescore:
-        found = rescored(model, words, found, seen.images, seen.side, threshold)
-    return [to_original(d, *place, r.size) for d, place, r in zip(found, seen.placed, seen.records, strict=True)]
 
 
 def shot_prototypes(embeddings: Tensor, shots: Sequence[Sequence[int]], k: int) -> Tensor:

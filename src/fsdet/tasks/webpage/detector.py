@@ -24,10 +24,11 @@ from fsdet.models.heads import unit
 from fsdet.pictures import Picture
 from fsdet.tasks.initial import shots_of
 from fsdet.tasks.loading import Trained
+from fsdet.tasks.looking import dense_batches, detect_batch
 from fsdet.tasks.protocol import Study, registered
 from fsdet.tasks.registration import drawn
 from fsdet.tasks.supply import over_readable
-from fsdet.tasks.validation import dense_batches, detect_batch, query_picture, without_classes
+from fsdet.tasks.validation import query_picture, without_classes
 from fsdet.tasks.webpage.exhibit import Exhibit, looked_at
 from fsdet.tasks.webpage.places import places_of
 from fsdet.types import Detections, ImageRecord
