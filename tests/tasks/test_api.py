@@ -66,7 +66,9 @@ def test_files_arrays_and_lists_say_the_same_as_the_command_line(detector, best,
         assert torch.equal(getattr(by_path, field), getattr(by_array, field))
     assert main(["predict", str(best), "--bank", "my.bank", "--source", "photo.jpg", "--out", "out", "--conf", "0",
                  "--device", "cpu"]) == 0  # fmt: skip
-    assert json.loads(Path("out/predictions.json").read_text())["predictions"] == by_path.to_coco("photo.jpg")
+    written = json.loads(Path("out/predictions.json").read_text())
+    assert written["predictions"] == by_path.to_coco("photo.jpg")
+    assert written["made_by"] == {"model_sha256": detector.bank.model_sha256, "looks": 1, "conf": 0}
     again = Predictor(best, "my.bank", device="cpu").predict("photo.jpg", 0.0)
     assert again.to_coco() == by_path.to_coco() and by_path.names[-1] == "mug"
 
@@ -82,7 +84,8 @@ def test_a_second_look_is_asked_for_by_word_and_changes_scores_alone(best, detec
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
     words = ["predict", str(best), "--bank", "my.bank", "--source", "photo.jpg", "--conf", "0", "--device", "cpu"]
     assert main([*words, "--out", "out", "--rescore"]) == 0
-    assert json.loads(Path("out/predictions.json").read_text())["predictions"] == found.to_coco("photo.jpg")
+    written = json.loads(Path("out/predictions.json").read_text())
+    assert written["predictions"] == found.to_coco("photo.jpg") and written["made_by"]["looks"] == 2
     assert twice.bank.thresholds == detector.bank.thresholds, "a bank is of first looks"
     limits = [p._own.frozen()[1] for p in (detector, twice)]
     torch.testing.assert_close(limits[1], KEPT * limits[0])

@@ -68,7 +68,7 @@ def same(ours: dict, theirs: dict) -> None:
     def rows(value):
         return sorted((r["image"], r["category_id"], r["branch"], round(r["score"], 3)) for r in value["predictions"])
 
-    assert ours["names"] == theirs["names"] and len(ours["predictions"]) > 3
+    assert ours["names"] == theirs["names"] and ours["made_by"] == theirs["made_by"] and len(ours["predictions"]) > 3
     assert rows(ours) == rows(theirs)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ class Eye:
     """Finds a red square by its colour and calls it `mug`, as a detector that is right would."""
 
     names, registered, limits = ("pen", "mug"), ("mug",), torch.tensor([0.25, 0.5])
+    made_by = MappingProxyType({"model_sha256": "e" * 64, "looks": 1})
 
     def __init__(self, watched: Callable[[int], None] = lambda n: None) -> None:
         self.seen, self.watched = 0, watched
@@ -88,6 +89,7 @@ def test_a_film_is_followed_and_all_that_is_written_agrees(place, eye, capsys):
     assert "20 frames" in (told := capsys.readouterr().out) and "1 object (1 mug) in 15 boxes -> out" in told
     found = read()
     assert found["video"] == {"file": "film.mp4", "rate": RATE, "frames": FRAMES} and found["names"] == ["pen", "mug"]
+    assert found["made_by"] == {**Eye.made_by, "conf": None}
     rows = found["predictions"]
     assert [r["frame"] for r in rows] == list(range(15)) and {r["track"] for r in rows} == {1}
     assert {(r["image"], r["category_id"], r["branch"]) for r in rows} == {("film.mp4", 1, "prototype")}

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,11 @@ class Predictor:
     def registered(self) -> tuple[str, ...]:
         """Names of the registered classes."""
         return self._bank.names
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """Which weights look, and how often, as plain values for what is written of it."""
+        return {"model_sha256": self._bank.model_sha256, "looks": 2 if self._rescore else 1}
 
     @property
     def bank(self) -> PrototypeBank:

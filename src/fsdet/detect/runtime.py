@@ -122,6 +122,11 @@ class PortablePredictor:
         self.limits = torch.tensor(limits, dtype=torch.float32)
         self._columns = torch.tensor(branches, dtype=torch.uint8), torch.tensor(labels, dtype=torch.int64)
 
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """As Predictor.made_by: the hash is that of the weights it was exported from."""
+        return {"model_sha256": self.card.model_sha256, "looks": 1}
+
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] RGB in [0, 1] -> boxes [B, A, 4] px of the input, scores [B, A, T]."""
         return self._run(images, self._prototypes)

@@ -105,7 +105,7 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
             copies.take(i, predictor, conf)
             if signals.received:
                 break
-    told = copies.close(predictor, whole=not signals.received)
+    told = copies.close(predictor, conf, whole=not signals.received)
     if signals.received:
         raise Stopped(f"stopped, and what was found is kept. {told}", signals.received)
     return told
@@ -152,11 +152,12 @@ class Copies:
         self._rows += coco_rows(found, self._names[i])
         self._pictures[self._names[i]] = files[0]
 
-    def close(self, predictor: Predictor | PortablePredictor, whole: bool = True) -> str:
+    def close(self, predictor: Predictor | PortablePredictor, conf: float | None, whole: bool = True) -> str:
         """Write predictions.json and, where every image could be looked at, remove what an earlier run wrote and this
         one did not; returns the summary."""
         index, names = self._out / INDEX, predictor.names
-        content = {"names": list(names), "pictures": self._pictures, "predictions": self._rows}
+        content = {"names": list(names), "made_by": made_by(predictor, conf), "pictures": self._pictures,
+                   "predictions": self._rows}  # fmt: skip
         cleared = write_index(index, content, self._written, clear=whole and not self._unread)
         self._journal.close()
         count = Counter(names[row["category_id"]] for row in self._rows)
@@ -165,6 +166,11 @@ class Copies:
         looked = f"{counted(len(self._pictures), 'image')}, {counted(len(self._rows), 'detection')}"
         lines = [f"{looked} ({', '.join(seen) or 'none'}) -> {self._out}"]
         return "\n".join([*lines, *(f"left out: {text}" for text in self._unread), *cleared])
+
+
+def made_by(predictor: Predictor | PortablePredictor, conf: float | None) -> dict[str, Any]:
+    """What predictions.json says of where they are from; conf: the least score, None for each class its own."""
+    return {**predictor.made_by, "conf": conf}
 
 
 def write_index(index: Path, content: Mapping[str, Any], written: Mapping[str, str], *, clear: bool) -> list[str]:

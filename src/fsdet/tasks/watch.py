@@ -22,7 +22,7 @@ from fsdet.errors import Stopped, UserError, counted, explain
 from fsdet.files import readable, sha256_of
 from fsdet.pictures import draw_detections
 from fsdet.progress import Progress
-from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, write_index, yolo_rows
+from fsdet.tasks.use import INDEX, SHORT, coco_rows, finder, made_by, write_index, yolo_rows
 from fsdet.written import Journal, refuse_others
 
 log = logging.getLogger("fsdet")
@@ -143,7 +143,8 @@ class Copy:
         about = {"file": self.name, "rate": video.rate, "frames": self.frames}
         files = [*([self.film] if self.wanted.film else []), *self.labels()]
         written = dict.fromkeys((path.relative_to(self.out).as_posix() for path in files), "")  # not to be removed
-        content = {"names": list(predictor.names), "video": about, "predictions": self.rows}
+        content = {"names": list(predictor.names), "made_by": made_by(predictor, self.wanted.conf), "video": about,
+                   "predictions": self.rows}  # fmt: skip
         clear = not signals.received or not isinstance(video.source, Path)
         cleared = write_index(self.out / INDEX, content, written, clear=clear)
         self._journal.close()
