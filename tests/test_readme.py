@@ -20,7 +20,7 @@ from fsdet.data.datayaml import KEYS
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src/fsdet"
 PAGES = ("README.md", "CHANGELOG.md", "docs/data.md", "docs/flags.md", "docs/museum.md", "docs/notebook.md",
-         "checkpoints/README.md")  # fmt: skip
+         "docs/results.md", "docs/tree.md", "checkpoints/README.md")  # fmt: skip
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 SHELL_STAGES = {"train_stage_1.sh": 1, "train_stage_2.sh": 2, "train_stage_3.sh": 3}
 SHELL_TASKS = {"train_classifier.sh": "classifier", "train_maskrcnn.sh": "maskrcnn"}
@@ -135,8 +135,8 @@ def test_files_named_in_running_text_exist():
 
 
 def tree_paths() -> list[str]:
-    """Paths of the README's tree: two spaces of indentation a level, names that end in / open a folder."""
-    [tree] = blocks(TEXT["README.md"], "text")
+    """Paths of the tree in docs/tree.md: two spaces of indentation a level, names that end in / open a folder."""
+    [tree] = blocks(TEXT["docs/tree.md"], "text")
     found, open_folders = [], [""]
     for line in tree.splitlines():
         level, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
