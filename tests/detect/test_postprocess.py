@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fsdet.boxes import iou_matrix
+from fsdet.detect import postprocess
 from fsdet.detect.postprocess import best_detection, select, to_original
 from fsdet.types import Detections
 
@@ -139,3 +140,22 @@ def test_back_to_the_original_image():
     found = Detections(torch.tensor([[10.0, 18, 200, 30]]), one, one.long(), one.to(torch.uint8))
     moved = to_original(found, 0.5, (0.0, 16.0), (100, 200))
     assert moved.boxes.tolist() == [[20.0, 4.0, 200.0, 28.0]]
+
+
+@pytest.mark.parametrize("several", [1, 400])
+def test_places_and_columns_are_told_apart_among_what_is_sure_enough(several, monkeypatch):
+    """By counting: each score is of its own place and column, and the CANDIDATES best of more than that are taken."""
+    monkeypatch.setattr(postprocess, "CANDIDATES", 300)
+    at = torch.arange(several * 3)
+    boxes = torch.stack((30 * at, 30 * at, 30 * at + 20, 30 * at + 20), -1).float()[None]  # none near another
+    scores = torch.zeros(1, len(at), 4)
+    sure = torch.linspace(0.9, 0.3, several)
+    scores[0, at[2::3], at[:several] % 4] = sure
+    scores[0, 0, 0] = torch.nan  # says nothing, and hides nobody
+    branch, labels = torch.tensor([0, 0, 1, 1], dtype=torch.uint8), torch.tensor([0, 1, 1, 2])
+    [found] = select(boxes, scores, branch, labels, limit=1000, company=False)
+    n = min(several, 300)
+    torch.testing.assert_close(found.scores, sure[:n])
+    assert torch.equal(found.boxes, boxes[0, 2::3][:n])
+    column = at[:n] % 4
+    assert torch.equal(found.labels, labels[column]) and torch.equal(found.branch, branch[column])

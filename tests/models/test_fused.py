@@ -23,6 +23,8 @@ def test_a_fused_detector_says_the_same(backbone):
     alone = fused(model)
     assert model_sha256(model) == before and all(p.requires_grad for p in model.head.parameters())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in alone.modules())
+    for net, in_place in ((model, False), (alone, True)):  # a training needs what an activation was made of
+        assert {m.inplace for m in net.modules() if isinstance(m, nn.SiLU)} == {in_place}
     images = torch.rand(2, 3, 96, 128)
     with torch.no_grad():
         one, two = model.double().dense(images.double()), alone.dense(images)

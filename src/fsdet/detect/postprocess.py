@@ -33,24 +33,33 @@ def select(boxes: Tensor, scores: Tensor, branch: Tensor, labels: Tensor, *, thr
         limit: detections an image at most.
         company: False leaves each box and score as the head said it, as Ultralytics does.
     """
-    batch, points, columns = scores.shape
+    batch, _, columns = scores.shape
     if not columns or not batch:
         return [_empty(boxes) for _ in range(batch)]
-    value, flat = scores.flatten(1).topk(min(CANDIDATES, points * columns), dim=1)
-    column = flat % columns
-    chosen = boxes.gather(1, (flat // columns).unsqueeze(-1).expand(-1, -1, 4))
-    label = labels[column]
     out = []
     for b in range(batch):
-        m, n = (int((value[b] > least).sum()) for least in (threshold, VOICE * threshold))  # sorted: the first ones
-        at, score, own = chosen[b, :n], value[b, :n], label[b, :n]
+        score, place, column = _surest(scores[b], VOICE * threshold)
+        at, own = boxes[b, place], labels[column]
+        m = int((score > threshold).sum())  # sorted: the first ones
         keep = batched_nms(at[:m], score[:m], own[:m], iou)  # company never raises a score
         found = at[keep], score[keep], keep
         if company:
             found = _judged(at, score, own, keep, max(iou, VOTE_IOU), limit)
         where, sure, kept = (part[found[1] > threshold][:limit] for part in found)
-        out.append(Detections(where, sure, own[kept], branch[column[b, kept]]))
+        out.append(Detections(where, sure, own[kept], branch[column[kept]]))
     return out
+
+
+def _surest(scores: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of [A, T] scores the CANDIDATES largest above `least`, falling, and each one's place and column.
+
+    What is too small goes before the sort: of hundreds of thousands of scores an image seldom has a thousand above it.
+    """
+    flat = scores.flatten()
+    above = (flat > least).nonzero()[:, 0]
+    value, order = flat[above].topk(min(CANDIDATES, len(above)))
+    chosen = above[order]
+    return value, chosen // scores.shape[1], chosen % scores.shape[1]
 
 
 def _judged(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, iou: float,

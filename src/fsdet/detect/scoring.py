@@ -182,7 +182,7 @@ def _columns(model: DualDetector, dense: Dense, words: Vocabulary) -> list[Tenso
     def by_proxy(classes: Sequence[int]) -> Tensor:
         return model.head.similarity_logits(dense, unit(model.head.proxies[list(classes)]))
 
-    standard, proxies = (dense.standard[..., list(classes)] for classes in (words.standard, words.proxies))
+    standard, proxies = (_of(dense.standard, classes) for classes in (words.standard, words.proxies))
     if words.agree and words.standard:
         standard = (standard + by_proxy(words.standard)) / 2
     if words.proxies:
@@ -191,6 +191,12 @@ def _columns(model: DualDetector, dense: Dense, words: Vocabulary) -> list[Tenso
     if words.prototypes is None or not words.prototypes.shape[0]:  # not len(): an exported graph keeps it open
         return [standard, proxies]
     return [standard, model.head.similarity_logits(dense, words.prototypes, TRUST), proxies]
+
+
+def _of(columns: Tensor, classes: Sequence[int]) -> Tensor:
+    """Those of [B, A, C] columns; no copy where they are the first ones in order, as a detector's own classes are."""
+    first = tuple(classes) == tuple(range(len(classes)))
+    return columns[..., : len(classes)] if first else columns[..., list(classes)]
 
 
 def worth_scoring(model: DualDetector, dense: Dense, words: Vocabulary, least: float) -> Dense:
