@@ -23,7 +23,8 @@ from fsdet.command import typed
 from fsdet.config import Config
 from fsdet.errors import ConfigError, DataError, UserError, explain
 
-PASSED_ON = ("data.", "model.", "run.device=", "run.precision=", "run.seed=", "run.threads=")  # the stage before, too
+PASSED_ON = ("data.", "model.", "run.deterministic=", "run.device=", "run.precision=", "run.seed=", "run.threads=",
+             "log.wandb.mode=", "log.wandb.project=", "log.wandb.entity=", "log.tensorboard=")  # fmt: skip
 STAGES = {1: "base", 2: "episodic", 3: "finetune"}
 times: dict[str, float] = {}
 
@@ -45,6 +46,7 @@ def run_stage(request: Request) -> Path:
     lacking = _lacking(config) if request.stage > 1 else []
     if lacking:
         print(f"evaluation will be skipped: {config.data.path} has {', '.join(lacking)}", flush=True)
+    shots = _possible_shots(config) if request.stage == 2 and not lacking else config.eval.shots
     if finished(folder) and not request.exist_ok:
         same_or_refuse(config, folder)
         print(f"{folder}: finished before, nothing to train")
@@ -55,8 +57,8 @@ def run_stage(request: Request) -> Path:
         if not resume:
             _stage_before(request, source, config, named)
         call(name, "train", _shown(source), *resume, *["--exist-ok"] * request.exist_ok, *request.overrides)
-    if request.stage > 1 and not lacking:
-        _evaluate(config, folder)
+    if request.stage > 1 and not lacking and shots:
+        _evaluate(config, shots, folder)
     return folder
 
 
@@ -101,6 +103,24 @@ def _lacking(config: Config) -> list[str]:
         raise DataError(explain(wanted, ", ".join(missing), config.data.path, cure))
     wanted = [config.eval.split] if finetune else ["support", config.eval.split]
     return missing + [f"no split {split}" for split in dict.fromkeys(wanted) if split not in listed.splits]
+
+
+def _possible_shots(config: Config) -> Sequence[int]:
+    """Those of eval.shots that the data have instances for; what is left out is told before anything is trained."""
+    if not config.data.path or demo_missing(config):
+        return config.eval.shots
+    from fsdet.data.shots import possible
+    from fsdet.data.sources import load
+
+    try:
+        data = load(config.data.path, splits=["support"])
+    except DataError:  # the training reads all of it, and tells all that is wrong
+        return config.eval.shots
+    novel = range(data.num_base, len(data.names))
+    kept, why = possible(data.split("support"), novel, config.eval.shots, data.names)
+    if why:
+        print(f"{why} ({config.data.path})", flush=True)
+    return kept
 
 
 def _own_stage_before(request: Request, source: Path, config: Config) -> tuple[Request, Config]:
@@ -162,29 +182,31 @@ def _names_init(request: Request) -> bool:
     return any(text.startswith("stage.init_from=") for text in request.overrides)
 
 
-def _evaluate(config: Config, folder: Path) -> None:
+def _evaluate(config: Config, shots: Sequence[int], folder: Path) -> None:
     results, best = folder / "results.json", folder / "best.pt"
-    if results.exists() and results.stat().st_mtime_ns >= best.stat().st_mtime_ns and _asked(config, results):
+    if results.exists() and results.stat().st_mtime_ns >= best.stat().st_mtime_ns and _asked(config, shots, results):
         call("table", "eval", "--table", results)
         return
-    shots = ",".join(map(str, config.eval.shots))
     call(
         f"evaluation of {folder.name}",
-        *("eval", best, "--shots", shots, "--seeds", config.eval.seeds, "--json", results),
+        *("eval", best, "--shots", ",".join(map(str, shots)), "--seeds", config.eval.seeds, "--json", results),
         *("--setting", config.eval.setting, "--metric", config.eval.metric, "--split", config.eval.split),
         *("--device", config.run.device),
     )
 
 
-def _asked(config: Config, path: Path) -> bool:
-    """Whether a results.json answers what eval.* asks; a fine-tuned detector has one K and one draw, its own."""
+def _asked(config: Config, shots: Sequence[int], path: Path) -> bool:
+    """Whether a results.json answers what eval.* asks, at the K that can be had.
+
+    A fine-tuned detector has one K and one draw, its own.
+    """
     from fsdet.evaluation.summary import read_results
 
     found, asked = read_results(path), config.eval
     if (found["setting"], found["metric"], found.get("split")) != (asked.setting, asked.metric, asked.split):
         return False
     draws = [int(k) for k in found["shots"]], len(found["seeds"])
-    return config.stage.name == "finetune" or draws == (sorted(asked.shots), asked.seeds)
+    return config.stage.name == "finetune" or draws == (sorted(shots), asked.seeds)
 
 
 def next_stage(request: Request, folder: Path) -> str:

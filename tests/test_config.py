@@ -287,3 +287,14 @@ def test_a_config_is_frozen_and_every_key_is_listed_once():
         Config().run.seed = 1
     names = config.keys()
     assert len(names) == len(set(names)) and {"optim.lr", "log.wandb.mode", "loss.weights.dfl"} <= set(names)
+
+
+@pytest.mark.parametrize("text", ["train: a.json\nnovel: [mug]\n", "names: [a, b]\nnc: 2\nval: v\n"])
+def test_a_data_yaml_in_place_of_a_config_is_told_as_what_it_is(text, tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(path)
+    told = str(error.value)
+    assert "expected a config file, got a data YAML (" in told and f"Next: data.path={path} beside a config" in told
+    assert "problems" not in told

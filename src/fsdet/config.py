@@ -124,7 +124,8 @@ class _Draft:
             return
         if not path.is_file():
             near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
-            self.problems.append(f"{asked_at or path}: expected a config file, got no file at '{path}'.{near}")
+            cure = near or " The shipped ones are in configs/."
+            self.problems.append(f"{asked_at or path}: expected a config file, got no file at '{path}'.{cure}")
             return
         document = yaml_strict.read(path)
         self.problems += document.problems
@@ -134,6 +135,10 @@ class _Draft:
             self.problems.append(f"{document.where()}: expected keys such as 'optim:', got {_shown(document.value)}")
             return
         values = dict(document.value)
+        if any(key in values for key in DATA_KEYS) and not any(key in values for key in Config.model_fields):
+            found, cure = ", ".join(values), f"data.path={path} beside a config, such as configs/demo/stage_1.yaml"
+            self.problems.append(f"{document.where()}: expected a config file, got a data YAML ({found}). Next: {cure}")
+            return
         if "extends" in values:
             parent, where = values.pop("extends"), document.where(("extends",))
             if isinstance(parent, str):
@@ -271,6 +276,7 @@ class _Draft:
 
 
 # what pydantic calls valid booleans and inputs it is unable to parse
+DATA_KEYS = ("train", "val", "test", "base", "novel", "names", "nc")  # of a data YAML, none of them one of ours
 WANTED = {
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),

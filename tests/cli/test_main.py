@@ -98,7 +98,7 @@ def test_version(capsys):
     [
         (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
         (["train"], "expected CONFIG or --resume"),
-        (["train", "nowhere.yaml"], "got no file at 'nowhere.yaml'"),
+        (["train", "nowhere.yaml"], "got no file at 'nowhere.yaml'. The shipped ones are in configs/."),
         (["train", CONFIG, "optim.lrr=3"], "Did you mean 'lr'?"),
         (["train", CONFIG, "--resmue"], "Did you mean '--resume'?"),
         (["train", CONFIG, "extra"], "unrecognized arguments: extra"),

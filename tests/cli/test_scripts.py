@@ -355,6 +355,46 @@ def test_data_that_cannot_be_evaluated_are_said_before_training_and_trained_on(c
     assert said in shown and shown.index(said) < shown.index("== train")
 
 
+def supports(mugs: int) -> None:
+    """datasets/demo/support.json with so many mugs, an image each, or one image without any."""
+    boxes, images = range(mugs), range(max(1, mugs))
+    for i in images:
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(f"datasets/demo/{i}.png")
+    content = {"images": [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 40} for i in images],
+               "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20]} for i in boxes],
+               "categories": [{"id": 1, "name": "mug"}]}  # fmt: skip
+    Path("datasets/demo/support.json").write_text(json.dumps(content))
+
+
+def test_shots_that_the_data_do_not_have_are_told_before_training_and_not_asked_for(stage, world, capsys):
+    draw()
+    supports(7)
+    assert stage("2") == 0
+    shown, evaluation = capsys.readouterr().out, world.commands[-1]
+    told = "no figures at 10 shots: of support instances, class 'mug' has 7 (datasets/demo/data.yaml)\n"
+    assert told in shown and shown.index(told) < shown.index("== train")
+    assert evaluation[evaluation.index("--shots") + 1] == "1,3,5"
+    Path("checkpoints/stage2/results.json").write_text(json.dumps({**RESULTS, "shots": {k: {} for k in "135"}}))
+    world.commands.clear()
+    assert stage("2") == 0
+    assert world.commands == [["eval", "--table", "checkpoints/stage2/results.json"]], "it has what can be had"
+
+
+def test_without_a_single_shot_the_training_is_all_there_is(stage, world, capsys):
+    draw()
+    supports(0)
+    assert stage("2") == 0
+    assert world.verbs() == ["train", "train"] and "no figures at 1, 3, 5, 10 shots" in capsys.readouterr().out
+
+
+def test_how_a_run_logs_is_how_the_stage_before_it_logs(stage, world):
+    draw()
+    assert stage("2", "log.wandb.mode=disabled", "log.wandb.name=mine") == 0
+    first, second = world.commands[:2]
+    assert "log.wandb.mode=disabled" in first and "log.wandb.mode=disabled" in second
+    assert "log.wandb.name=mine" in second and "log.wandb.name=mine" not in first, "two runs of one name"
+
+
 def test_stage_1_asks_for_nothing_but_its_base_classes(stage, world, capsys):
     draw(novel=None, support=None, test=None)
     assert stage("1") == 0

@@ -75,9 +75,22 @@ def test_an_image_without_boxes_is_no_support_and_may_be_a_negative_query():
     assert any(60 in p.plan(i).queries for i in range(40))
 
 
-def test_too_few_classes_is_told_with_both_numbers():
-    with pytest.raises(DataError, match=r"at least 11 classes.*got 10"):
-        planner(ways=11)
+@pytest.mark.parametrize(
+    ("asked", "there", "ways"), [(11, 10, 5), (15, 3, 2), (15, 2, 2), (15, 1, 1), (10, 10, 10), (3, 10, 3)]
+)
+def test_with_fewer_classes_than_ways_an_episode_takes_half_of_them(asked, there, ways, caplog):
+    p = EpisodePlanner(records(classes=there), range(there), EpisodeSettings(asked, (1, 2), 4, 0.25), 0)
+    plans = [p.plan(i) for i in range(30)]
+    assert all(len(set(plan.class_ids)) == ways for plan in plans)
+    assert {c for plan in plans for c in plan.class_ids} == set(range(there))
+    classes = f"{there} base class{'es' * (there != 1)}"
+    told = f"episode.ways is {asked}, and there are instances of {classes}: episodes of {ways}"
+    assert (told in caplog.text) == (ways != asked)
+
+
+def test_no_class_at_all_is_told():
+    with pytest.raises(DataError, match=r"expected base classes with instances of 8 px or more, .*got none"):
+        EpisodePlanner(records(), [], EpisodeSettings(3, (1, 1), 4, 0.0), 0)
 
 
 def test_an_epoch_shows_every_image_once_and_each_epoch_its_own_order():

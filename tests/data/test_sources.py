@@ -410,6 +410,23 @@ def test_support_that_is_passed_over_is_told(tmp_path, caplog):
     assert not any(word in told for word in ("classes.txt", "notes.md", "hidden", "readme", "c.jpg"))
 
 
+def test_several_jsons_beside_the_class_folders_of_a_support_are_told(tmp_path, caplog):
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        image(tmp_path / name / "a.jpg", (20, 20))
+        (tmp_path / f"{name}.json").write_text("{}")
+    names, _ = sources.support_folder(tmp_path)
+    assert names == ("train", "val")
+    [line] = [text for text in caplog.text.splitlines() if "one of several jsons, none of which is read" in text]
+    assert "name one as the support" in line and "train.json" in line and "val.json" in line
+
+
+def test_an_empty_support_folder_is_told_in_one_line(tmp_path):
+    with pytest.raises(DataError) as error:
+        sources.support_folder(tmp_path)
+    assert "\n" not in str(error.value) and "got no class" in str(error.value)
+
+
 # published splits -----------------------------------------------------------------------------------------------
 
 

@@ -159,3 +159,16 @@ def test_places_and_columns_are_told_apart_among_what_is_sure_enough(several, mo
     assert torch.equal(found.boxes, boxes[0, 2::3][:n])
     column = at[:n] % 4
     assert torch.equal(found.labels, labels[column]) and torch.equal(found.branch, branch[column])
+
+
+def test_equal_scores_are_chosen_the_same_where_the_places_below_the_threshold_are_gone():
+    """As a predictor drops them and an exported file does not: which of many ties are candidates is the order's."""
+    boxes, _ = crowded(4, points=400)
+    scores = torch.full((1, 400, 5), 0.25)
+    scores[0, ::3] = 0.001
+    sure = (scores[0].amax(-1) > 0.1).nonzero()[:, 0]
+    branch, labels = torch.zeros(5, dtype=torch.uint8), torch.arange(5)
+    [whole] = select(boxes, scores, branch, labels, threshold=0.1)
+    [cut] = select(boxes[:, sure], scores[:, sure], branch, labels, threshold=0.1)
+    for part in ("boxes", "scores", "labels"):
+        assert len(whole) and torch.equal(getattr(whole, part), getattr(cut, part))

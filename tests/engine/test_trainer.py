@@ -251,6 +251,12 @@ def test_a_folder_without_a_checkpoint_may_be_started_afresh_but_not_resumed(tmp
     assert rows(tmp_path / "r")
 
 
+def test_a_resume_of_what_is_not_there_makes_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a run to continue, got nothing there\. Next: check run\.dir="):
+        trainer(ToyTask(), tmp_path / "typo", resume=True)
+    assert not (tmp_path / "typo").exists()
+
+
 @pytest.mark.parametrize("exist_ok", [False, True])
 def test_files_that_no_run_wrote_are_not_replaced(tmp_path, exist_ok):
     texts = {"config.yaml": "mine: 1", "environment.json": '{"mine": 1}', "results.csv": "a,b", "results.json": "{}"}

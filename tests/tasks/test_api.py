@@ -145,7 +145,7 @@ def test_a_shot_that_is_registered_twice_is_one(detector, caplog):
     detector.register("mug", ["one.jpg", "two.jpg"])
     whole = detector.bank
     detector.register("mug", read_rgb("one.jpg"))
-    assert "'mug': 1 of 1 shot is in the bank already and is not added twice (array 1)" in caplog.text
+    assert "'mug': 1 of 1 shot is there already and is not added twice (array 1)" in caplog.text
     assert detector.bank is whole
     detector.register("mug", ["one.jpg"] * 2, [[[5, 5, 60, 60]], [[5, 5, 60, 60]]])
     assert detector.bank.sources == (("one.jpg", "two.jpg", "one.jpg"),)

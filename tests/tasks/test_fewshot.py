@@ -12,7 +12,7 @@ from fsdet import tasks
 from fsdet.data.shots import ShotFile
 from fsdet.data.store import ImageStore
 from fsdet.errors import CheckpointError, ConfigError, DataError
-from fsdet.tasks import build_task, read_data
+from fsdet.tasks import build_task, protocol, read_data
 from fsdet.tasks.initial import shots_of
 from fsdet.tasks.loading import load_trained
 from fsdet.tasks.protocol import evaluate_checkpoint
@@ -159,17 +159,23 @@ def test_other_base_classes_are_refused_by_name(settings, stage_1, small_demo, t
         tasks.build(settings(*EPISODIC, f"stage.init_from={stage_1}", f"data.path={tmp_path / 'other.yaml'}"))
 
 
-def test_no_data_path_and_too_many_ways_are_the_users_to_mend(settings):
+def test_no_data_path_is_the_users_to_mend_and_too_many_ways_are_fitted(settings, caplog):
     with pytest.raises(ConfigError, match=r"data\.path"):
         tasks.build(settings("data.path="))
     config = settings(*EPISODIC, "episode.ways=90")
-    with pytest.raises(DataError, match=r"episode\.ways"):
-        build_task(config, read_data(config), resume=True)
+    task, *_ = build_task(config, read_data(config), resume=True)
+    assert len(task.batch(0).class_ids) == 38 and "77 base classes: episodes of 38" in caplog.text
 
 
 def test_too_few_instances_for_the_largest_k_are_named(stage_1):
     with pytest.raises(DataError, match="need 500"):
         evaluate_checkpoint(stage_1, shots=[500], seeds=1)
+
+
+def test_without_a_word_on_shots_those_that_the_data_have_are_evaluated(stage_1, monkeypatch, caplog):
+    monkeypatch.setattr(protocol, "USUAL_SHOTS", (1, 500))
+    results = evaluate_checkpoint(stage_1, seeds=1)
+    assert list(results["shots"]) == ["1"] and "no figures at 500 shots: of support instances, class '" in caplog.text
 
 
 def test_validation_sees_no_augmentation(settings):

@@ -87,8 +87,8 @@ def test_the_same_shots_are_not_added_twice_and_this_is_told(best, place, capsys
     for more in (own, [*own[:3], "moved"]):
         assert main([*more, "--into", "my.bank", *on_cpu]) == 0
         told, again = capsys.readouterr().err, PrototypeBank.load(Path("my.bank"))
-        assert "'mug': " in told and "shots are in the bank already and are not added twice (1.png, " in told
-        assert "'pen': 1 of 1 shot is in the bank already" in told
+        assert "'mug': " in told and "shots are there already and are not added twice (1.png, " in told
+        assert "'pen': 1 of 1 shot is there already" in told
         assert again.sources == first.sources and again.thresholds == first.thresholds
         for field in ("instances", "negatives", "negative_shots"):
             assert all(map(torch.equal, getattr(again, field), getattr(first, field)))
@@ -96,7 +96,7 @@ def test_the_same_shots_are_not_added_twice_and_this_is_told(best, place, capsys
     Image.fromarray(np.full((80, 120, 3), 90, np.uint8)).save("moved/mug/3.png")
     assert main([*own[:3], "moved", "--into", "my.bank", *on_cpu]) == 0
     told, grown = capsys.readouterr().err, PrototypeBank.load(Path("my.bank"))
-    assert "'mug': 3 of 4 shots are in the bank already" in told and "'pen'" not in told, "its box is another one"
+    assert "'mug': 3 of 4 shots are there already" in told and "'pen'" not in told, "its box is another one"
     assert grown.sources == (("1.png", "2.png", "3.png"), ("1.png", "1.png"))
     assert "3 shots by the others" in grown.calibrated[0], "the images of the older shots are at hand, too"
 
@@ -126,7 +126,7 @@ def test_shots_of_a_bank_that_knows_no_marks_are_found_by_their_rows(best, place
     shutil.copy("photos/a.png", "support/mug/0.png")
     capsys.readouterr()
     assert main([*argv, "--into", "old.bank"]) == 0
-    assert "'mug': 2 of 3 shots are in the bank already and are not added twice (1.png, 2" in capsys.readouterr().err
+    assert "'mug': 2 of 3 shots are there already and are not added twice (1.png, 2" in capsys.readouterr().err
     assert PrototypeBank.load(Path("old.bank")).sources == (("1.png", "2.png", "0.png"), ("1.png",))
 
 
@@ -607,6 +607,23 @@ def test_one_unreadable_photo_is_left_out_and_named(best, place, capsys):
         "a.png",
         "a.jpg",
     }
+
+
+def test_links_and_folders_that_are_called_like_images_are_left_out_and_named(best, place, capsys):
+    Path("photos/gone.jpg").symlink_to("nowhere.jpg")
+    Path("photos/dir.jpg").mkdir()
+    argv = ["predict", str(best), "--support", "support", "--source", "photos", "--out", "out", "--device", "cpu"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "2 images" in out and all(any(name in line for line in out.splitlines() if line.startswith("left out: "))
+                                     for name in ("gone.jpg", "dir.jpg"))  # fmt: skip
+
+
+def test_a_prediction_that_fails_leaves_no_folder(best, place, capsys):
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    argv = ["predict", str(best), "--support", "support", "--out", "out", "--device", "cpu", "--source"]
+    assert main([*argv, "photos/broken.jpg"]) == 2
+    assert "broken.jpg" in capsys.readouterr().err and not Path("out").exists()
 
 
 def test_registered_classes_are_counted_first_also_when_none_is_found(best, place, capsys):

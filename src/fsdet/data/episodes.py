@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What goes into batch i: plan(i) is a pure function of (seed, i), so a resumed run needs to remember only i."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 from fsdet.types import EpisodePlan, ImageRecord
 
+log = logging.getLogger("fsdet")
 MIN_SUPPORT_SIDE = 8.0  # px of the original image: a smaller instance shows nothing of its class
 
 
@@ -92,11 +94,19 @@ def _some(records: Sequence[ImageRecord]) -> int:
     return len(records)
 
 
+def fitting_ways(asked: int, classes: int) -> int:
+    """N of an episode out of so many classes: as asked, else half of them (two at least, where there are two), so that
+    an episode has classes that it does not look for."""
+    return asked if asked <= classes else max(min(2, classes), classes // 2)
+
+
 class EpisodePlanner:
     """Stage 2: N ways of `classes`, K shots each, Q queries, a share of which contains none of the N classes.
 
+    With fewer classes than N that have an instance large enough to be a support, N is `fitting_ways`, which is told.
+
     Raises:
-        DataError: when fewer than N classes have an instance large enough to be a support.
+        DataError: when no class has one.
     """
 
     def __init__(self, records: Sequence[ImageRecord], classes: Sequence[int], settings: EpisodeSettings,
@@ -108,9 +118,13 @@ class EpisodePlanner:
         self.present = np.zeros((len(records), max(classes, default=0) + 1), bool)
         for i, record in enumerate(records):
             self.present[i, record.labels[record.labels < self.present.shape[1]]] = True
-        if len(self.classes) < settings.ways:
-            need, have = f"at least {settings.ways} classes with instances (episode.ways)", f"{len(self.classes)}"
-            raise DataError(explain(need, have, "split train", "lower episode.ways or add images"))
+        if not self.classes:
+            need, have = f"base classes with instances of {MIN_SUPPORT_SIDE:.0f} px or more, for episodes", "none"
+            raise DataError(explain(need, have, "split train", "check the data YAML, or add images"))
+        self.ways = fitting_ways(settings.ways, len(self.classes))
+        if self.ways < settings.ways:
+            log.warning("episode.ways is %d, and there are instances of %s: episodes of %d", settings.ways,
+                        counted(len(self.classes), "base class", "es"), self.ways)  # fmt: skip
 
     def plan(self, index: int, draw: int = 0) -> EpisodePlan:
         """Episode `index`. No query is also a support image of the episode, as far as the set has other images.
@@ -118,7 +132,7 @@ class EpisodePlanner:
         draw: the first that can be made counts; others stand in for it.
         """
         s, rng = self.settings, np.random.default_rng((self.seed, 2, index, draw) if draw else (self.seed, 2, index))
-        ways = rng.choice(self.classes, s.ways, replace=False)
+        ways = rng.choice(self.classes, self.ways, replace=False)
         supports = []
         for way, c in enumerate(ways):
             found = self.instances[int(c)]

@@ -51,6 +51,7 @@ KINDS: dict[str, tuple[str, bool]] = {
     "empty label file": ("background", False),
     "no label file": ("background", False),
     "label file without an image": ("ignored", False),
+    "one of several jsons, none of which is read": ("ignored", False),
     "image outside the class folders": ("ignored", False),
     "folder in a class folder": ("ignored", False),
     "class name given twice": ("noted", False),

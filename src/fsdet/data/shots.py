@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, are, counted, did_you_mean, explain
+from fsdet.errors import DataError, are, counted, did_you_mean, explain, some
 from fsdet.files import readable, write_durably
 from fsdet.names import composed
 from fsdet.types import ImageRecord
@@ -52,11 +52,7 @@ def draw_shots(
         raise DataError(
             explain(" or ".join(UNITS), f"'{unit}'", "unit", f"use one of them.{did_you_mean(unit, UNITS)}")
         )
-    found: Picks = {c: [] for c in classes}
-    for i, record in enumerate(records):
-        for j, label in enumerate(record.labels.tolist()):
-            if label in found and not record.crowd[j]:
-                found[label].append((i, j))
+    found = _instances(records, classes)
     titles = {c: names[c] if names is not None else str(c) for c in classes}
     drawn = {c: image_first(records, found[c], f"{seed}\0{titles[c]}") for c in classes}
     if unit == "image":  # every image's first comes before any image's second
@@ -67,6 +63,29 @@ def draw_shots(
         advice = "label more images of these classes, or ask for fewer shots"
         raise DataError(explain(f"{need} {what} of each class", "; ".join(short), "shots", advice))
     return {c: rows[:need] for c, rows in drawn.items()}
+
+
+def possible(records: Sequence[ImageRecord], classes: Sequence[int], ks: Sequence[int],
+             names: Sequence[str]) -> tuple[list[int], str]:  # fmt: skip
+    """Those K of `ks` that every class has instances for, and in words why not the rest, "" where there is none."""
+    have = {c: len(image_first(records, rows, "")) for c, rows in _instances(records, classes).items()}
+    kept = [k for k in ks if k <= min(have.values(), default=0)]
+    if len(kept) == len(ks):
+        return kept, ""
+    most = max(ks)
+    few = [f"class '{names[c]}' has {n}" for c, n in have.items() if n < most]
+    gone = ", ".join(str(k) for k in ks if k not in kept)
+    return kept, f"no figures at {gone} shots: of support instances, {some(few) or 'there is no novel class'}"
+
+
+def _instances(records: Sequence[ImageRecord], classes: Iterable[int]) -> Picks:
+    """{class: [(record, box)]} of what can be a shot: no crowd."""
+    found: Picks = {c: [] for c in classes}
+    for i, record in enumerate(records):
+        for j, label in enumerate(record.labels.tolist()):
+            if label in found and not record.crowd[j]:
+                found[label].append((i, j))
+    return found
 
 
 def image_first(

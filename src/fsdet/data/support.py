@@ -47,10 +47,13 @@ def support_folder(folder: str | Path) -> tuple[tuple[str, ...], list[ImageRecor
     else:
         names, records = _from_folders(classes, root, report)
         _tell_passed_over(classes, root, report)
+        for path in jsons:
+            report.add("one of several jsons, none of which is read", root.show(path), "name one as the support")
     missing = [name for label, name in enumerate(names) if not any(label in record.labels for record in records)]
     if missing or not names:
         got = f"none for {', '.join(missing)}" if missing else "no class"
-        raise DataError(explain("a usable image of every class", f"{got}\n{report}", str(folder), _LAYOUT))
+        told = f"{got}\n{report}" if len(report) else got
+        raise DataError(explain("a usable image of every class", told, str(folder), _LAYOUT))
     if len(report):  # else the error has told it
         log.warning("%s:\n%s", folder, report)
     return names, records

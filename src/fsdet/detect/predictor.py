@@ -127,7 +127,7 @@ class Predictor:
         before, numbers, again = self._enter(name, instances, names, [mark for s in found for mark in marks(s)])
         if again:
             told, verb = f"{len(again)} of {counted(len(instances), 'shot')}", are(len(again))
-            log.warning("'%s': %s %s in the bank already and %s not added twice (%s)", name, told, verb, verb,
+            log.warning("'%s': %s %s there already and %s not added twice (%s)", name, told, verb, verb,
                         some([names[k] for k in again]))  # fmt: skip
         self._tell_shared(name, before)
         own, places = iter(numbers), [where for where, _, _ in images]

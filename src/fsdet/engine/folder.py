@@ -36,6 +36,9 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
     if old and not resume and not exist_ok:
         cure = "--resume continues it, --exist-ok overwrites it, run.dir= starts another"
         raise ConfigError(explain("a folder without a checkpoint", f"a run ({old[0].name})", str(folder), cure))
+    if resume and not folder.exists():
+        cure = "check run.dir=, or leave --resume out to start it"
+        raise ConfigError(explain("a run to continue", "nothing there", str(folder), cure))
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)

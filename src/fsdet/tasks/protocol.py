@@ -11,7 +11,7 @@ import torch
 
 from fsdet.bank import PrototypeBank
 from fsdet.data import sources
-from fsdet.data.shots import ShotFile
+from fsdet.data.shots import ShotFile, possible
 from fsdet.data.sources import DataSet
 from fsdet.data.store import ImageStore
 from fsdet.detect.calibration import USUAL
@@ -33,6 +33,7 @@ from fsdet.types import Detections
 
 log = logging.getLogger("fsdet")
 FP_THRESHOLD = USUAL
+USUAL_SHOTS = (1, 3, 5, 10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +236,15 @@ class Judge:
         }
 
 
+def _usual_shots(data: DataSet) -> Sequence[int]:
+    """USUAL_SHOTS, as far as the data have them; what is left out is told."""
+    classes = range(data.num_base, len(data.names))
+    kept, why = possible(data.split("support"), classes, USUAL_SHOTS, data.names)
+    if why:
+        log.warning("%s", why)
+    return kept or USUAL_SHOTS[:1]  # where there is none, an error says so
+
+
 def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shots: Sequence[int] | None = None,
                         seeds: int | None = None, bank: Path | None = None, json_out: Path | None = None,
                         setting: str | None = None, metric: str | None = None, split: str = "test",
@@ -254,7 +264,9 @@ def evaluate_checkpoint(checkpoint: str | Path, *, data: str | None = None, shot
     if trained.finetuned and shots and list(shots) != [int(trained.spec["shots"])]:
         log.warning("%s was fine-tuned on %d shots: it is evaluated as it is, without others", trained.path,
                     trained.spec["shots"])  # fmt: skip
-    asked = (file.ks, (file.seed,)) if file else ((1, 3, 5, 10), tuple(range(seeds or 10)))
+    if not (shots or file or bank or trained.finetuned):
+        shots = _usual_shots(loaded)
+    asked = (file.ks, (file.seed,)) if file else (USUAL_SHOTS, tuple(range(seeds or 10)))
     study = Study(loaded, split, tuple(shots or asked[0]), asked[1], setting or "gfsod", metric or "coco", file)
     bank_read = PrototypeBank.load(bank) if bank else None
     return evaluate(trained, study, bank_read, json_out and Path(json_out), scoring)

@@ -99,7 +99,6 @@ def predict(checkpoint: Path | None, *, source: Path, out: Path, support: Path |
     paths = image_paths(source)
     copies = Copies(paths, out, txt)
     predictor = finder(checkpoint, support=support, bank=bank, device=device, onnx=onnx, rescore=rescore)
-    out.mkdir(parents=True, exist_ok=True)
     with Signals() as signals:
         for i in track(range(len(paths)), "predict"):
             copies.take(i, predictor, conf)
@@ -148,6 +147,7 @@ class Copies:
         found = predictor.predict(image, threshold=conf)
         files = self._files(self._stems[i])
         contents = [jpeg(query_drawing(image, found, predictor.names)), yolo_rows(found, image.shape[:2]).encode()]
+        self._out.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         self._written |= self._journal.write(self._out, dict(zip(files, contents, strict=False)))  # labels if wanted
         self._rows += coco_rows(found, self._names[i])
         self._pictures[self._names[i]] = files[0]
@@ -155,6 +155,7 @@ class Copies:
     def close(self, predictor: Predictor | PortablePredictor, conf: float | None, whole: bool = True) -> str:
         """Write predictions.json and, where every image could be looked at, remove what an earlier run wrote and this
         one did not; returns the summary."""
+        self._out.mkdir(parents=True, exist_ok=True)
         index, names = self._out / INDEX, predictor.names
         content = {"names": list(names), "made_by": made_by(predictor, conf), "pictures": self._pictures,
                    "predictions": self._rows}  # fmt: skip
@@ -253,7 +254,7 @@ def image_paths(source: Path) -> list[Path]:
         if is_video(source):
             raise DataError(explain(wanted, "a video", str(source), "write its frames into a folder and name that"))
         return [source]
-    paths = sorted(p for p in source.iterdir() if is_image(p.name) and p.is_file())
+    paths = sorted(p for p in source.iterdir() if is_image(p.name))  # a link to nothing is left out, and told, later
     if not paths:
         raise DataError(explain(wanted, "no image", str(source), "check --source"))
     return paths
