@@ -14,12 +14,20 @@ from fsdet.tasks import loading, looking
 
 
 @pytest.fixture
-def sure(best):
-    """`best` whose base classes are found for certain: two steps of training leave nothing above a threshold."""
-    trained = loading.load_trained(best)
-    trained.model.head.bias.data.fill_(5)
+def sure(best, small_demo):
+    """`best` with statistics of real images and classifiers at random, so that it says something else of each image."""
+    trained, random = loading.load_trained(best), torch.Generator().manual_seed(0)
+    for norm in trained.model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 1.0
     for level in trained.model.head.standard:
-        level.bias.data[0] += 14
+        level.weight.data.normal_(std=0.3, generator=random)
+        level.bias.data.fill_(-2)
+    pictures = ImageStore(load(small_demo).split("val"), trained.spec["image_size"])
+    fitted = [trained.preprocessing.fitted(pictures.sample(i).image)[0] for i in range(6)]
+    with torch.no_grad():
+        trained.model.train().dense(trained.preprocessing.tensor(fitted))
+    trained.model.eval()
     return trained
 
 
@@ -32,6 +40,14 @@ def found_in(trained, store, words, threshold=0.001):
     with torch.inference_mode():
         for seen in looking.dense_batches(trained.model, store, trained.preprocessing):
             yield from looking.detect_batch(trained.model, seen, words, threshold)
+
+
+def alike(one, other) -> None:
+    """The ten surest of `one` are in `other`; what rounding decides, in NMS or at the last of a hundred, may differ."""
+    assert len(one) >= 10 and abs(len(one) - len(other)) <= 2
+    for box, score, label in zip(one.boxes[:10], one.scores[:10], one.labels[:10], strict=True):
+        near = ((other.boxes - box).abs().amax(1) < 0.1) & (other.labels == label)
+        assert near.any() and (other.scores[near] - score).abs().min() < 0.02 * score
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
@@ -51,17 +67,14 @@ def test_an_image_is_judged_as_if_it_were_alone(sure, store, monkeypatch, rescor
     alone = list(found_in(sure, store, words))
     monkeypatch.setattr(looking, "BATCH", 5)
     together = list(found_in(sure, store, words))
-    assert len(alone) == len(store.records) and sum(map(len, alone))
+    assert len(alone) == len(store.records) == len({float(d.scores[0]) for d in alone})
     for one, other in zip(alone, together, strict=True):
-        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-2, rtol=0)
-        torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
+        alike(one, other)
 
 
 def test_boxes_are_those_of_a_predictor_that_opens_the_file(sure, store):
     """Two ways from file to box: the store keeps a copy at the network's size, Predictor reads the photograph."""
     predictor = Predictor(sure.model, sure.classes, sure.preprocessing)
     words = sure.own(range(len(sure.spec["base"])))
-    for record, found in zip(store.records, found_in(sure, store, words, 0.3), strict=True):
-        known = predictor.predict(record.path, threshold=0.3)
-        assert len(found) == len(known) > 0
-        torch.testing.assert_close(found.boxes, known.boxes, atol=1e-2, rtol=0)
+    for record, found in zip(store.records, found_in(sure, store, words), strict=True):
+        alike(found, predictor.predict(record.path, threshold=0.001))
