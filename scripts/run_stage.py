@@ -23,6 +23,7 @@ from fsdet.command import typed
 from fsdet.config import Config
 from fsdet.errors import ConfigError, DataError, UserError, explain
 
+# what the stage before is told, too; not a W&B name, which is one run's
 PASSED_ON = ("data.", "model.", "run.deterministic=", "run.device=", "run.precision=", "run.seed=", "run.threads=",
              "log.wandb.mode=", "log.wandb.project=", "log.wandb.entity=", "log.tensorboard=")  # fmt: skip
 STAGES = {1: "base", 2: "episodic", 3: "finetune"}

@@ -275,8 +275,8 @@ class _Draft:
             self._problem(key, f"expected {' or '.join(dict.fromkeys(texts))}, got {_shown(value)}.{near}")
 
 
-# what pydantic calls valid booleans and inputs it is unable to parse
 DATA_KEYS = ("train", "val", "test", "base", "novel", "names", "nc")  # of a data YAML, none of them one of ours
+# what pydantic calls valid booleans and inputs it is unable to parse
 WANTED = {
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),

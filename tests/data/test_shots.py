@@ -13,7 +13,7 @@ import pytest
 from dataset_files import data_yaml, no_utf_8, voc
 from fsdet.data import sources
 from fsdet.data.report import Report
-from fsdet.data.shots import Shot, ShotFile, draw_shots, load_picks, match
+from fsdet.data.shots import Shot, ShotFile, draw_shots, load_picks, match, possible
 from fsdet.errors import DataError
 from fsdet.types import ImageRecord
 
@@ -135,6 +135,23 @@ def test_too_few_instances_name_class_have_and_need():
     for ks in ([], [0], [-1, 2]):
         with pytest.raises(DataError, match="at least 1"):
             draw_shots(records, [0], ks, 0, NAMES)
+
+
+def test_the_numbers_of_shots_that_can_be_had_are_those_that_can_be_drawn():
+    """By drawing them: crowds and doubled instances count for none."""
+    scarce = [*RECORDS[:4], RECORDS[0], record("crowd.jpg", [2, 2], [True, True])]
+    kept, why = possible(scarce, [0, 1, 2], [1, 2, 3, 5, 30], NAMES)
+    assert kept and kept == [k for k in (1, 2, 3, 5, 30) if drawable(scarce, k)]
+    gone = ", ".join(str(k) for k in (1, 2, 3, 5, 30) if k not in kept)
+    assert why.startswith(f"no figures at {gone} shots: of support instances, class 'ant' has ")
+    assert possible(RECORDS, [0, 1, 2], [1, 3], NAMES) == ([1, 3], "") == possible(RECORDS, [], [1, 3], NAMES)
+
+
+def drawable(records, k: int) -> bool:
+    try:
+        return bool(draw_shots(records, [0, 1, 2], [k], 0, NAMES))
+    except DataError:
+        return False
 
 
 @pytest.fixture

@@ -69,13 +69,12 @@ def possible(records: Sequence[ImageRecord], classes: Sequence[int], ks: Sequenc
              names: Sequence[str]) -> tuple[list[int], str]:  # fmt: skip
     """Those K of `ks` that every class has instances for, and in words why not the rest, "" where there is none."""
     have = {c: len(image_first(records, rows, "")) for c, rows in _instances(records, classes).items()}
-    kept = [k for k in ks if k <= min(have.values(), default=0)]
+    kept = [k for k in ks if all(k <= n for n in have.values())]
     if len(kept) == len(ks):
         return kept, ""
-    most = max(ks)
-    few = [f"class '{names[c]}' has {n}" for c, n in have.items() if n < most]
+    few = [f"class '{names[c]}' has {n}" for c, n in have.items() if n < max(ks)]
     gone = ", ".join(str(k) for k in ks if k not in kept)
-    return kept, f"no figures at {gone} shots: of support instances, {some(few) or 'there is no novel class'}"
+    return kept, f"no figures at {gone} shots: of support instances, {some(few)}"
 
 
 def _instances(records: Sequence[ImageRecord], classes: Iterable[int]) -> Picks:
