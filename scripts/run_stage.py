@@ -108,20 +108,25 @@ def _lacking(config: Config) -> list[str]:
 
 def _possible_shots(config: Config) -> Sequence[int]:
     """Those of eval.shots that the data have instances for; what is left out is told before anything is trained."""
+    kept, why = _possible(config, config.eval.shots)
+    if why:
+        print(f"{why} ({config.data.path})", flush=True)
+    return kept
+
+
+def _possible(config: Config, ks: Sequence[int]) -> tuple[Sequence[int], str]:
+    """Those of `ks` that split support has instances for, and why not the rest; all of them where it cannot be read."""
     if not config.data.path or demo_missing(config):
-        return config.eval.shots
+        return ks, ""
     from fsdet.data.shots import possible
     from fsdet.data.sources import load
 
     try:
         data = load(config.data.path, splits=["support"])
+        support = data.split("support")
     except DataError:  # the training reads all of it, and tells all that is wrong
-        return config.eval.shots
-    novel = range(data.num_base, len(data.names))
-    kept, why = possible(data.split("support"), novel, config.eval.shots, data.names)
-    if why:
-        print(f"{why} ({config.data.path})", flush=True)
-    return kept
+        return ks, ""
+    return possible(support, range(data.num_base, len(data.names)), ks, data.names)
 
 
 def _own_stage_before(request: Request, source: Path, config: Config) -> tuple[Request, Config]:
@@ -227,6 +232,9 @@ def next_stage(request: Request, folder: Path) -> str:
     best, following = folder / "best.pt", configs.load(source, passed)
     if Path(following.stage.init_from or "") not in (best, folder):
         passed += [f"stage.init_from={best}", f"run.dir={folder}-stage{stage}"]
+    if stage == 3 and isinstance(wanted := following.episode.shots, int) and not following.data.shots:
+        kept, _ = _possible(following, range(1, wanted + 1))
+        passed += [f"episode.shots={max(kept)}"] if kept and max(kept) < wanted else []
     return " ".join([script, *map(shlex.quote, [*words, *passed])])
 
 

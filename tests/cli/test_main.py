@@ -112,6 +112,8 @@ def test_version(capsys):
         (["eval", "none.pt", "--shots", "1,x"], "expected numbers such as 1,3,5, got '1,x'"),
         (["eval", "none.pt", "--shots", "0"], "expected numbers from 1 up"),
         (["eval", "none.pt", "--seeds", "1,2"], "expected one number"),
+        (["bank", "drop", "a.bank", "mug", "x"], "expected numbers such as 1,3,5, got 'x'"),
+        (["bank", "drop", "a.bank", "mug", "0"], "expected numbers from 1 up, got '0'"),
         (["eval", "--table", "none.json"], "none.json: expected a results.json"),
         (["eval", "none.pt", "--device", "gpu"], "expected auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
         (["register", "none.pt", "--support", "x", "--out", "b"], "expected a checkpoint"),

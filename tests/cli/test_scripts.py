@@ -374,10 +374,18 @@ def test_shots_that_the_data_do_not_have_are_told_before_training_and_not_asked_
     told = "no figures at 10 shots: of support instances, class 'mug' has 7 (datasets/demo/data.yaml)\n"
     assert told in shown and shown.index(told) < shown.index("== train")
     assert evaluation[evaluation.index("--shots") + 1] == "1,3,5"
+    assert "./scripts/train_stage_3.sh\n" in shown, "it has its five shots"
     Path("checkpoints/stage2/results.json").write_text(json.dumps({**RESULTS, "shots": {k: {} for k in "135"}}))
     world.commands.clear()
     assert stage("2") == 0
     assert world.commands == [["eval", "--table", "checkpoints/stage2/results.json"]], "it has what can be had"
+
+
+def test_the_stage_after_is_asked_for_as_many_shots_as_there_are(stage, world, capsys):
+    draw()
+    supports(3)
+    assert stage("2") == 0
+    assert "  ./scripts/train_stage_3.sh episode.shots=3\n" in capsys.readouterr().out
 
 
 def test_without_a_single_shot_the_training_is_all_there_is(stage, world, capsys):

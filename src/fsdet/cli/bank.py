@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsdet.cli._arguments import count
 from fsdet.command import typed
 from fsdet.errors import UserError, are, counted, explain, some
 
@@ -40,7 +41,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     drop = actions.add_parser("drop", help="take single shots of a class out")
     drop.add_argument("bank", type=Path, metavar="BANK")
     drop.add_argument("name", metavar="CLASS")
-    drop.add_argument("shots", nargs="+", type=int, metavar="SHOT", help="numbers from 1, as outliers tells them")
+    drop.add_argument("shots", nargs="+", type=count, metavar="SHOT", help="numbers from 1, as outliers tells them")
     for changing in (remove, rename, drop):
         changing.add_argument("--out", type=Path, metavar="BANK", help="default: the same file")
     for writing in (merge, remove, rename, drop):
