@@ -609,10 +609,11 @@ def test_one_unreadable_photo_is_left_out_and_named(best, place, capsys):
     }
 
 
-def test_links_and_folders_that_are_called_like_images_are_left_out_and_named(best, place, capsys):
+@pytest.mark.parametrize("source", ["photos", "photos/*.*"])
+def test_links_and_folders_that_are_called_like_images_are_left_out_and_named(source, best, place, capsys):
     Path("photos/gone.jpg").symlink_to("nowhere.jpg")
     Path("photos/dir.jpg").mkdir()
-    argv = ["predict", str(best), "--support", "support", "--source", "photos", "--out", "out", "--device", "cpu"]
+    argv = ["predict", str(best), "--support", "support", "--source", source, "--out", "out", "--device", "cpu"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "2 images" in out and all(any(name in line for line in out.splitlines() if line.startswith("left out: "))

@@ -86,9 +86,9 @@ def _merged(banks: "Sequence[PrototypeBank]", out: Path) -> "PrototypeBank":
         shared = bank.shared(other)
         again = {name: len(shots) for name, shots in shared.items()}
         if again:
-            told = ", ".join(f"{name} {count}" for name, count in again.items())
-            count = sum(again.values())
-            print(f"{other.where}: {count} of its shots {are(count)} in the banks before it and kept once: {told}")
+            told = ", ".join(f"{name} {shots}" for name, shots in again.items())
+            total = sum(again.values())
+            print(f"{other.where}: {total} of its shots {are(total)} in the banks before it and kept once: {told}")
         _tell_of_two(bank, other, shared, out)
         bank = merged
     return bank

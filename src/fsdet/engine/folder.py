@@ -26,7 +26,7 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
 
     Raises:
         ConfigError: it has a checkpoint and neither `resume` nor `exist_ok` is given; it is no run's but has files of
-        the names that a run writes; or it cannot be written.
+        the names that a run writes; it is not there and `resume` is given; or it cannot be written.
     """
     old = checkpoint.candidates(folder)
     theirs = [name for name in RECORDS if (folder / name).exists()]

@@ -147,7 +147,6 @@ class Copies:
         found = predictor.predict(image, threshold=conf)
         files = self._files(self._stems[i])
         contents = [jpeg(query_drawing(image, found, predictor.names)), yolo_rows(found, image.shape[:2]).encode()]
-        self._out.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         self._written |= self._journal.write(self._out, dict(zip(files, contents, strict=False)))  # labels if wanted
         self._rows += coco_rows(found, self._names[i])
         self._pictures[self._names[i]] = files[0]
@@ -239,7 +238,7 @@ def query_drawing(image: np.ndarray, found: Detections, names: Sequence[str]) ->
 
 
 def image_paths(source: Path) -> list[Path]:
-    """`source` itself, a folder's images by name, or those that a pattern fits.
+    """`source` itself, a folder's images by name, or those that a pattern fits; one may turn out to be none.
 
     Raises:
         DataError: there is none, or it is a video.
@@ -247,14 +246,14 @@ def image_paths(source: Path) -> list[Path]:
     wanted = "an image or a folder of images"
     if not source.exists():
         fitting = sorted(Path(found) for found in glob(str(source), recursive=True))
-        if paths := [path for path in fitting if is_image(path.name) and path.is_file()]:
+        if paths := [path for path in fitting if is_image(path.name)]:
             return paths
         raise DataError(explain(wanted, "nothing there", str(source), "check --source; a pattern is photos/*.jpg"))
     if source.is_file():
         if is_video(source):
             raise DataError(explain(wanted, "a video", str(source), "write its frames into a folder and name that"))
         return [source]
-    paths = sorted(p for p in source.iterdir() if is_image(p.name))  # a link to nothing is left out, and told, later
+    paths = sorted(p for p in source.iterdir() if is_image(p.name))
     if not paths:
         raise DataError(explain(wanted, "no image", str(source), "check --source"))
     return paths
