@@ -166,3 +166,13 @@ def test_shots_draws_means_and_bands_over_k_and_survives_null(tmp_path, figures)
     assert {(round(x), round(y)) for x, y in band} == {(1, 15), (1, 25), (10, 35), (10, 45)}
     with pytest.raises(ShapeError):
         plot_shots([result], tmp_path / "x.png", ["a", "b"])
+
+
+def test_the_only_k_of_a_fine_tuned_detector_shows_two_whole_marks(tmp_path, figures):
+    sure = {"nAP50": {"mean": 0.998, "ci95": 0.0}, "bAP50": {"mean": 1.0, "ci95": 0.0}}
+    result = {"setting": "gfsod", "metric": "coco", "checkpoint_sha256": "ab" * 32, "shots": {"10": sure}}
+    plot_shots([result], tmp_path / "shots.png", ["ours"])
+    novel, base = figures[0].axes[0].lines
+    assert (novel.get_marker(), novel.get_fillstyle()) != (base.get_marker(), base.get_fillstyle())
+    bottom, top = figures[0].axes[0].get_ylim()
+    assert bottom == 0 and top > 103

@@ -177,7 +177,7 @@ def plot_pr(precision: np.ndarray, names: Sequence[str], out: str | Path, *, mea
 
 
 def plot_shots(results: Sequence[Mapping], out: str | Path, labels: Sequence[str] = ()) -> Path:
-    """nAP50 over K of one or more results.json dicts, with bands of 1.96 std / sqrt(draws); bAP50 dashed.
+    """nAP50 over K of one or more results.json dicts, with bands of 1.96 std / sqrt(draws); bAP50 dashed, hollow.
 
     Raises:
         ShapeError: no results, or another number of labels.
@@ -189,14 +189,14 @@ def plot_shots(results: Sequence[Mapping], out: str | Path, labels: Sequence[str
     for i, result in enumerate(results):
         shots = sorted((int(k), v) for k, v in result["shots"].items())
         name = labels[i] if labels else str(result["checkpoint_sha256"])[:12]
-        for key, style in (("nAP50", "-"), ("bAP50", "--")):
+        for key, style in (("nAP50", "-o"), ("bAP50", "--s")):
             _band(panel, shots, key, style, f"{name}: {key}", _hex(i + 1))
         ks |= {k for k, _ in shots}
     panel.set_xscale("log")
     panel.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
     panel.minorticks_off()
     panel.set(xlabel="labelled instances a novel class (K)", ylabel="AP50, per cent")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.05 * max(panel.dataLim.y1, 1))  # a lone point at 100 is no half of one
     panel.set_title(f"{results[0]['setting']}, {results[0]['metric']}; mean and 95 % interval over draws", fontsize=10)
     panel.legend(fontsize=8, frameon=False)
     return _save(figure, out)
@@ -208,7 +208,8 @@ def _band(panel: "Axes", shots: Sequence[tuple[int, Mapping]], key: str, style: 
     if not rows:
         return
     k, mean, width = np.array(rows, np.float64).T
-    panel.plot(k, 100 * mean, style, marker="o", markersize=4, linewidth=1.8, color=shade, label=label)
+    fill = "full" if style == "-o" else "none"  # told apart where there is one K and no line
+    panel.plot(k, 100 * mean, style, fillstyle=fill, markersize=5, linewidth=1.8, color=shade, label=label)
     panel.fill_between(k, 100 * (mean - width), 100 * (mean + width), color=shade, alpha=0.18, linewidth=0)
 
 
