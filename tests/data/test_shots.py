@@ -139,6 +139,7 @@ def test_too_few_instances_name_class_have_and_need():
 
 def test_the_numbers_of_shots_that_can_be_had_are_those_that_can_be_drawn():
     """By drawing them: crowds and doubled instances count for none."""
+    assert possible([RECORDS[0], RECORDS[0]], [1], [1, 2], NAMES)[0] == [1], "one bee, seen by two records"
     scarce = [*RECORDS[:4], RECORDS[0], record("crowd.jpg", [2, 2], [True, True])]
     kept, why = possible(scarce, [0, 1, 2], [1, 2, 3, 5, 30], NAMES)
     assert kept and kept == [k for k in (1, 2, 3, 5, 30) if drawable(scarce, k)]
