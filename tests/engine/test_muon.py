@@ -105,6 +105,22 @@ def test_a_step_of_a_kernel_has_the_length_its_rate_says_in_any_memory_format(sh
     assert moves[0].norm() == pytest.approx(0.1 * 32**0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("out, inner, parts", [(256, 32, 2), (192, 32, 2), (320, 16, 4), (131, 32, 1), (256, 8, 1)])
+def test_a_large_kernel_moves_in_blocks_of_equally_many_outputs(out, inner, parts):
+    """Each block by its own polar factor; one with a short side, or whose outputs cannot be parted, as a whole."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(out, inner, 3, 3)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    Muon([{"params": weights, "lr": 1.0}]).step()
+    for weight in weights:
+        moved, gradient = (t.detach().permute(0, 2, 3, 1).flatten(1).chunk(parts) for t in (-weight, weight.grad))
+        for move, block in zip(moved, gradient, strict=True):
+            exact = max(1, len(block) / block.shape[1]) ** 0.5 * polar(block)
+            assert nn.functional.cosine_similarity(move.double().flatten(), exact.flatten(), 0) > 0.98
+            assert move.norm() == pytest.approx(float(exact.norm()), rel=0.1)
+
+
 def test_a_frozen_kernel_stays_and_a_closure_is_refused():
     weight = nn.Parameter(torch.ones(2, 2, 1, 1))
     optimizer = Muon([{"params": [weight], "lr": 0.1, "weight_decay": 0.5}])
