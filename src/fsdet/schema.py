@@ -55,9 +55,9 @@ class Augment(Section):
     flip: Share = 0.5  # left-right
     hsv: tuple[Share, Share, Share] = (0.015, 0.7, 0.4)
     blur: Share = 0.01
-    paste: Share = 0.6  # stage 3: share of images that are base images with shots pasted on them
+    paste: Share = 0.45  # stage 3: share of images that are base images with shots pasted on them
     whole: Share = 0.2  # stage 3: share that are whole images of shots; what is left are base images
-    pastes: Count = 3  # at most so many shots on one base image
+    pastes: Count = 6  # at most so many shots on one of them
     outline: Share = 0.5  # share of pasted shots cut along their silhouette, where one is found
     match_size: Share = 1.0  # share of pasted shots that are as large as an object of the base image, not as they were
     turn: NonNegative = 15.0  # degrees either way by which silhouettes and whole images of shots turn

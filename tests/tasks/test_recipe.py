@@ -48,7 +48,7 @@ def test_other_classes_move_everything_faster_and_longer_on_more_of_their_own_im
     used = recipe.applied(task.config)
     assert (used.optim.lr, used.optim.muon_lr, used.optim.steps, used.optim.lr_scale) == (0.02, 0.04, 6, {})
     mix = used.data.augment
-    assert (mix.paste, mix.whole, mix.match_size) == (0.35, 0.4, 0.0) and "recipe far" in report
+    assert (mix.paste, mix.whole, mix.pastes, mix.match_size) == (0.35, 0.4, 3, 0.0) and "recipe far" in report
     assert task.batches.config == used, "the batches follow the recipe too"
     assert task.config.optim.steps == 4 and task.config.stage.recipe == "far", "config.yaml keeps the file's values"
     assert tasks.trainer_of(task, report).total_steps == 6
@@ -62,7 +62,7 @@ def test_many_shots_of_other_classes_take_twice_that_time(told, monkeypatch):
     assert task.config.stage.recipe == "far_long" and recipe.applied(task.config).optim.steps == 12
     assert "recipe far_long" in report and "longer still" in report
     mix = recipe.applied(task.config).data.augment
-    assert (mix.paste, mix.whole, mix.match_size) == (0.5, 0.3, 0.0)
+    assert (mix.paste, mix.whole, mix.pastes, mix.match_size) == (0.5, 0.3, 3, 0.0)
     task, _ = told(0.9)
     assert task.config.stage.recipe == "near", "classes that carry over need no more"
 

@@ -28,7 +28,7 @@ CARRIES_OVER = 0.25  # AP50 of the rehearsal; seen: .41 to .79 on drawings, .00 
 NEAR_BACKBONE = 0.5  # LR of the backbone as a share of the others'
 FAR_LR, FAR_LENGTH, LONG = 2.0, 1.5, 3.0  # factors on the file's values
 FEW = 5  # shots a class
-FAR_MIX = {"paste": 0.35, "whole": 0.4, "match_size": 0.0}
+FAR_MIX = {"paste": 0.35, "whole": 0.4, "pastes": 3, "match_size": 0.0}
 LONG_MIX = {**FAR_MIX, "paste": 0.5, "whole": 0.3}
 WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer",
          "far_long": f"everything moves, faster, and longer still for more than {FEW} shots a class"}  # fmt: skip
