@@ -3,14 +3,17 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from fsdet import config
 from fsdet.cli.main import main
+from fsdet.data.convert import convert
 from fsdet.data.sources import load
 from fsdet.engine import checkpoint
 from fsdet.errors import CheckpointError, DataError
@@ -58,6 +61,7 @@ def test_own_novel_classes_of_the_base_data_do_not_take_the_new_numbers(small_de
     assert joined.names == (*known.base, "mug", "pen")
     assert all((r.labels < joined.num_base).all() for split in ("train", "val", "test") for r in joined.split(split))
     assert sorted({c for r in joined.split("support") for c in r.labels.tolist()}) == [80, 81]
+    assert all(r.exhaustive == set(r.labels.tolist()) for r in joined.split("support")), "a folder labels its own class"
 
 
 def test_a_base_class_and_other_base_data_are_refused_by_name(small_demo, folder):
@@ -67,6 +71,21 @@ def test_a_base_class_and_other_base_data_are_refused_by_name(small_demo, folder
         with_support(known, known.base, folder)
     with pytest.raises(DataError, match="base classes of the checkpoint"):
         with_support(known, known.base[1:], folder)
+
+
+def test_a_base_class_that_one_split_alone_shows_is_one_of_the_datas(small_demo, folder, tmp_path, monkeypatch):
+    """VOC files and no `base:`: the classes are those of all splits, as they were when the detector was trained."""
+    convert(load(small_demo), tmp_path / "voc", "voc")
+    written = yaml.safe_load((tmp_path / "voc/data.yaml").read_text())
+    written.pop("base")
+    written["train"] = written["val"]
+    (tmp_path / "voc/data.yaml").write_text(yaml.safe_dump(written))
+    path = str(tmp_path / "voc/data.yaml")
+    whole = load(path)
+    assert len(load(path, splits=("train", "val")).base) < len(whole.base)
+    detector = SimpleNamespace(finetuned=False, classes=whole.base, spec={"data": path})
+    monkeypatch.setattr("fsdet.tasks.adapt.load_trained", lambda _: detector)
+    assert prepared(Path("any.pt"), folder, path).joined.base == whole.base
 
 
 def test_without_base_images_it_refuses_to_forget(small_demo, folder):

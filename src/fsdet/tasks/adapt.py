@@ -59,7 +59,7 @@ def prepared(checkpoint: Path, support: Path, data: str | None = None) -> Prepar
     if trained.finetuned:
         raise CheckpointError(explain("a checkpoint of stage 1 or 2", "one of stage 3", str(checkpoint),
                                       "adapt the one it came from, with all new classes in the folder"))  # fmt: skip
-    known = sources.load(data or data_of(trained), splits=("train", "val"))
+    known = sources.load(data or data_of(trained))  # whole: a class may be shown by one split alone
     return Prepared(trained, with_support(known, trained.classes, support), data or str(trained.spec["data"]))
 
 
@@ -95,8 +95,14 @@ def with_support(known: DataSet, base: Sequence[str], support: Path) -> DataSet:
         raise DataError(explain("new classes", f"base classes of the detector: {', '.join(both)}", str(support),
                                 "rename or remove those folders"))  # fmt: skip
     splits = {split: _only_base(known.split(split), len(base)) for split in known.splits}
-    splits["support"] = [replace(r, labels=r.labels + len(base)) for r in records]
+    splits["support"] = [_beside(r, len(base)) for r in records]
     return DataSet(known.root, base, names, splits, Report(), known.name)
+
+
+def _beside(record: ImageRecord, base: int) -> ImageRecord:
+    """A record of a support folder, whose classes are numbered from 0, with its classes after the base classes."""
+    known = None if record.exhaustive is None else frozenset(c + base for c in record.exhaustive)
+    return replace(record, labels=record.labels + base, exhaustive=known)
 
 
 def _only_base(records: Sequence[ImageRecord], base: int) -> list[ImageRecord]:
