@@ -9,7 +9,7 @@ import pytest
 
 from fsdet.cli.main import main
 from fsdet.data.shots import draw_shots
-from fsdet.errors import ConfigError, DataError
+from fsdet.errors import ConfigError, DataError, UserError
 from fsdet.evaluation import summary
 from fsdet.tasks import protocol, study
 
@@ -181,6 +181,61 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
         study.read_plan(path)
     assert f"{path}:6: method 'c': expected scoring where classes are registered" in str(told.value)
     assert f"{path}:8: method 'c': scoring: expected one of reduce" in str(told.value)
+
+
+RESULTS = {"setting": "gfsod", "metric": "coco", "split": "test", "checkpoint_sha256": "a" * 64, "seeds": [0], "tta": False,
+           "standard": {"bAP50": 0.5, "bAP": 0.4}, "ms_per_image": 1.0,
+           "shots": {"1": {"nAP50": {"mean": 0.25, "ci95": 0.0, "ci95_t": None, "values": [0.25]}}}}  # fmt: skip
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A study of two finished results under the names that are given; its file."""
+
+    def write(*names):
+        for i, name in enumerate(names):
+            (tmp_path / f"r{i}.json").write_text(json.dumps({**RESULTS, "checkpoint_sha256": str(i) * 64}))
+        methods = {name: {"results": [str(tmp_path / f"r{i}.json")]} for i, name in enumerate(names)}
+        path = tmp_path / "study.yaml"
+        path.write_text(json.dumps({"data": "x", "out": str(tmp_path / "out"), "methods": methods}))
+        return path
+
+    return write
+
+
+def test_names_that_differ_behind_a_dot_have_a_file_each(finished):
+    path = finished("scale 0.5", "scale 0.25", "..")
+    study.run(path, "cpu")
+    out = path.parent / "out"
+    wrote = {p.name: summary.read_results(p)["checkpoint_sha256"][0] for p in out.glob("*.json")}
+    assert wrote == {"scale_0.5.json": "0", "scale_0.25.json": "1", "_..json": "2"}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["out", "r0.json", "r1.json", "r2.json", "study.yaml"]
+    study.run(path, "cpu")  # its own files are written again
+
+
+def test_names_of_one_file_are_refused(finished):
+    with pytest.raises(ConfigError, match="method 'A_b': expected names that differ .* got one beside 'a b'"):
+        study.read_plan(finished("a b", "A_b"))
+
+
+@pytest.mark.parametrize("name", ["one.json", "table.md", "shots.png"])
+def test_a_file_of_the_users_own_stays(finished, name):
+    path = finished("one")
+    (path.parent / "out").mkdir()
+    mine = path.parent / "out" / name
+    mine.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="another file"):
+        study.run(path, "cpu")
+    assert mine.read_text() == '{"mine": 1}' and [p.name for p in mine.parent.iterdir()] == [name]
+
+
+def test_overrides_without_a_config_to_change_are_refused(finished):
+    path = finished("one")
+    plan = json.loads(path.read_text())
+    plan["methods"]["one"]["overrides"] = ["optim.steps=5"]
+    path.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match="method 'one': expected overrides beside config"):
+        study.read_plan(path)
 
 
 @pytest.mark.slow

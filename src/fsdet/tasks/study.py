@@ -24,12 +24,13 @@ from fsdet.engine.checkpoint import candidates, is_finished
 from fsdet.errors import ConfigError, counted, did_you_mean, explain
 from fsdet.evaluation import summary
 from fsdet.evaluation.results import refuse_mixture
-from fsdet.files import write_durably
-from fsdet.pictures import plot_shots
+from fsdet.files import is_json_with, refuse_foreign, write_durably
+from fsdet.pictures import is_picture, plot_shots
 from fsdet.tasks.protocol import evaluate_checkpoint, evaluate_scorings
 
 log = logging.getLogger("fsdet")
 SHARED = ("setting", "metric", "split")
+TABLE, FIGURE = "table.md", "shots.png"
 
 
 class Method(Section):
@@ -91,10 +92,21 @@ def read_plan(path: Path) -> Plan:
         if method.scoring and (method.config or method.results):
             problems.append(f"{where}: method '{name}': expected scoring where classes are registered, without config "
                             "or results")  # fmt: skip
+        if method.overrides and not method.config:
+            problems.append(f"{where}: method '{name}': expected overrides beside config, whose values they change")
         problems += _scoring_problem(f"{document.where(('methods', name, 'scoring'))}: method '{name}'", method)
+    problems += _same_file(document, plan) if plan else []
     if problems or plan is None:
         raise ConfigError("\n  ".join([f"{counted(len(problems), 'problem')} in a study:", *problems]))
     return plan
+
+
+def _same_file(document: yaml_strict.Document, plan: Plan) -> list[str]:
+    """Methods that would write to each other's files; a file system may not tell letter case apart."""
+    first: dict[str, str] = {}
+    return [f"{document.where(('methods', name))}: method '{name}': expected names that differ in letters, digits, - or "
+            f"., got one beside '{other}'"
+            for name in plan.methods if (other := first.setdefault(_file_name(name).casefold(), name)) != name]  # fmt: skip
 
 
 def _scoring_problem(where: str, method: Method) -> list[str]:
@@ -112,21 +124,45 @@ def run(path: Path, device: str = "auto") -> str:
         ConfigError: the study file. UserError, DataError, CheckpointError: of a cell; what was made before it stays.
     """
     plan = read_plan(path)
+    _refuse_others(plan)
     _register_together(plan, device)
     merged: dict[str, dict] = {}
     for name, method in plan.methods.items():
         found = [summary.read_results(p) for p in method.results]
         found += [_made(cell, plan, device) for cell in _cells(plan, name, method)]
         merged[name] = merge(found)
-        summary.write_json(_home(plan, name).with_suffix(".json"), merged[name])
+        summary.write_json(_merged(plan, name), merged[name])
     text = summary.table(list(merged.values()), list(merged))
-    write_durably(Path(plan.out) / "table.md", (text + "\n").encode())
-    plot_shots(list(merged.values()), Path(plan.out) / "shots.png", list(merged))
+    write_durably(Path(plan.out) / TABLE, (text + "\n").encode())
+    plot_shots(list(merged.values()), Path(plan.out) / FIGURE, list(merged))
     return text
 
 
+def _refuse_others(plan: Plan) -> None:
+    """Raises UserError where a file that no study wrote has the name of one that is to be written."""
+    for name in plan.methods:
+        refuse_foreign(_merged(plan, name), "a results.json", is_json_with("setting", "shots"))
+    refuse_foreign(Path(plan.out) / TABLE, "a table of fsdet", _is_table)
+    refuse_foreign(Path(plan.out) / FIGURE, "a picture of fsdet", is_picture)
+
+
+def _is_table(path: Path) -> bool:
+    text = path.read_text("utf-8", errors="replace")
+    return "nAP50" in text and "| -" in text
+
+
 def _home(plan: Plan, name: str) -> Path:
-    return Path(plan.out) / "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+    return Path(plan.out) / _file_name(name)
+
+
+def _merged(plan: Plan, name: str) -> Path:
+    """Where the results of a method's cells are written together."""
+    return Path(plan.out) / f"{_file_name(name)}.json"
+
+
+def _file_name(method: str) -> str:
+    """A method's name as that of a file in OUT, neither hidden nor OUT's parent."""
+    return "".join(c if c.isalnum() or c == "-" or (c == "." and at) else "_" for at, c in enumerate(method))
 
 
 def _cells(plan: Plan, name: str, method: Method) -> Iterator[Cell]:
