@@ -327,6 +327,10 @@ def test_a_bank_is_evaluated_where_its_weights_are(best, place, small_demo):
         more = more.add(name, axes[:1])
     more.add("of no data set", axes[1:2]).save(Path("more.bank"))
     assert list(evaluate_checkpoint(best, bank=Path("more.bank"), split="val")["shots"]) == ["2"], "K of what is judged"
+    many = torch.nn.functional.normalize(torch.randn(len(data.split("support")) + 1, axes.shape[1]))
+    PrototypeBank.load(Path("demo.bank")).add(data.novel[0], many).add(data.novel[1], many).save(Path("many.bank"))
+    evaluate_checkpoint(best, bank=Path("many.bank"), split="test", json_out=Path("judged/results.json"))
+    assert {p.name for p in Path("judged").iterdir()} >= {"results.json", "shots.png"}, "its shots are none of the data's"
 
 
 def test_a_trained_detector_is_its_average_where_the_run_kept_one(best, tmp_path):

@@ -43,7 +43,19 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
         parser.error("expected CHECKPOINT, and neither --seeds nor --bank, beside --shot-file: it is one draw")
     if args.per_class and args.study:
         parser.error("expected CHECKPOINT or --table beside --per-class")
+    if not args.checkpoint and (idle := _idle(args, parser)):
+        what = "--table, which prints what is written" if args.table else "--study, whose file says the rest"
+        parser.error(f"expected CHECKPOINT beside {', '.join(idle)}, got {what}")
+    if args.bank and (args.shots or args.seeds):
+        parser.error("expected neither --shots nor --seeds beside --bank: it holds the shots it was made from")
     return args
+
+
+def _idle(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """The options that mean nothing without a checkpoint and are given all the same."""
+    used = {"checkpoint", "table", "per_class", "study"} | ({"device"} if args.study else set())
+    given = (name for name, value in vars(args).items() if name not in used and value != parser.get_default(name))
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def run(args: argparse.Namespace) -> int:

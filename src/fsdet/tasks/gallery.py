@@ -21,9 +21,13 @@ CONFIDENCE = 0.25
 
 
 def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabulary],
-                 found: Mapping[object, Sequence[Detections]], results: Mapping,
-                 folder: Path) -> list[Path]:  # fmt: skip
-    """Everything a person looks at after an evaluation; the draw shown is seed 0 of the middle K."""
+                 found: Mapping[object, Sequence[Detections]], results: Mapping, folder: Path, *,
+                 drawn_shots: bool) -> list[Path]:  # fmt: skip
+    """Everything a person looks at after an evaluation; the draw shown is seed 0 of the middle K.
+
+    drawn_shots: the classes were registered from shots of the study's data, which the sheets then show; a bank's shots
+    are pictures of their own, which it does not keep.
+    """
     keys = sorted(k for k in words if k[1] == min(s for _, s in words))
     shown = keys[len(keys) // 2]
     detections = found[shown]
@@ -37,16 +41,16 @@ def draw_gallery(trained: Trained, study, words: Mapping[tuple[int, int], Vocabu
         plot_pr(novel, novel_names, folder / "pr_novel.png", mean="novel classes", of=of),
         plot_shots([results], folder / "shots.png", [trained.path.parent.name]),
     ]
-    return paths + _sheets(trained, study, shown, detections, folder / "episodes")
+    return paths + _sheets(trained, study, shown, detections, folder / "episodes", drawn_shots)
 
 
 def _sheets(trained: Trained, study, shown: tuple[int, int], detections: Sequence[Detections],
-            folder: Path) -> list[Path]:  # fmt: skip
+            folder: Path, drawn_shots: bool) -> list[Path]:  # fmt: skip
     """One sheet per few novel classes: their shots on the left, test images that hold them on the right."""
     k, seed = shown
     names, records = study.data.names, study.data.split(study.split)
     known = study.shot_file is not None or (study.data.has("support") and not trained.finetuned)
-    draws = drawn(study.data, [k], [seed], study.shot_file) if known else None
+    draws = drawn(study.data, [k], [seed], study.shot_file) if known and drawn_shots else None
     store = ImageStore(study.data.split(draws.split) if draws else [], trained.spec["image_size"])
     shots = draws.picks[k, seed] if draws else {c: [] for c in study.novel}
     paths = []

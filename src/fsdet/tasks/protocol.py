@@ -98,7 +98,7 @@ def evaluate(trained: Trained, study: Study, bank: PrototypeBank | None = None, 
     [(results, keyed, found)] = evaluations(trained, study, bank, (scoring,))
     if json_out is not None:
         summary.write_json(json_out, results)
-        draw_gallery(trained, study, keyed, found, results, json_out.parent)
+        draw_gallery(trained, study, keyed, found, results, json_out.parent, drawn_shots=bank is None)
     return results
 
 
