@@ -67,10 +67,14 @@ def test_eval_refuses_switches_and_classes_where_they_mean_nothing(checkpoint, c
         (["--table", "r.json", "--scoring", "reduce=best"], "expected CHECKPOINT beside --scoring"),
         (["--study", "s.yaml", "--per-class"], "expected CHECKPOINT or --table beside --per-class"),
         (["--table", "r.json", "--per-class"], "expected AP50 by class, got none"),
-        (["--table", "r.json", "--json", "t.json", "--split", "val", "--device", "cpu"],
-         "expected CHECKPOINT beside --split, --json, --device, got --table"),
-        (["--study", "s.yaml", "--shots", "1", "--bank", "b.bank"],
-         "expected CHECKPOINT beside --shots, --bank, got --study"),
+        (
+            ["--table", "r.json", "--json", "t.json", "--split", "val", "--device", "cpu"],
+            "expected CHECKPOINT beside --split, --json, --device, got --table",
+        ),
+        (
+            ["--study", "s.yaml", "--shots", "1", "--bank", "b.bank"],
+            "expected CHECKPOINT beside --shots, --bank, got --study",
+        ),
         ([checkpoint, "--bank", "b.bank", "--seeds", "4"], "expected neither --shots nor --seeds beside --bank"),
     ):
         assert main(["eval", *argv]) == 2 and told in capsys.readouterr().err

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dataset_files import coco, coco_document, data_yaml, image, no_utf_8, voc
+from fsdet.cli.main import main
 from fsdet.data import sources
 from fsdet.data.convert import convert
 from fsdet.errors import DataError
@@ -89,3 +90,33 @@ def test_refusals(data, tmp_path):
         convert(data, tmp_path / "out", "json")
     with pytest.raises(DataError, match="empty folder"):
         convert(data, tmp_path / "in", "coco")
+
+
+OUTLINE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0]]
+
+
+def test_outlines_stay_outlines_in_coco_and_are_told_of_elsewhere(tmp_path):
+    document = coco_document()
+    document["annotations"][0]["segmentation"] = OUTLINE
+    coco(tmp_path / "in", document)
+    data = sources.load(data_yaml(tmp_path / "in", train="boxes.json"), shapes=True)
+    assert data.report.counts == {"no outline that can be read": 2}
+    assert not len(convert(data, tmp_path / "out", "coco"))
+    back = sources.load(tmp_path / "out", shapes=True)
+    assert [record.shapes for record in back.split("train")] == [(OUTLINE, None), (None,)]
+    for fmt in ("yolo", "voc"):
+        assert "1 outline, whose boxes are kept  (train)" in str(convert(data, tmp_path / fmt, fmt))
+
+
+def test_images_that_label_some_classes_only_are_told_of(tmp_path):
+    coco(tmp_path / "in/one", coco_document())
+    data = sources.load(data_yaml(tmp_path / "in", train="one/boxes.json", base=["cat", "dog"], novel=["owl"],
+                                  exhaustive="source"))  # fmt: skip
+    told = str(convert(data, tmp_path / "out", "coco"))
+    assert "that 2 images may show unlabelled objects of some classes: they count as labelled for all  (train)" in told
+
+
+def test_a_json_of_boxes_alone_lacks_no_outline(tmp_path, capsys):
+    coco(tmp_path / "in", coco_document())
+    assert main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "out"), "--to", "coco"]) == 0
+    assert "outline" not in capsys.readouterr().out

@@ -133,3 +133,27 @@ def test_nearest_data_yaml_names_each_source(tmp_path):
     assert [rows[0] for record in data.split("train") for rows in rows_of(record, data.names)] == [
         "cat", "dog", "dog", "apple", "pear", "pear"]  # fmt: skip
     assert [record.labels.tolist() for record in data.split("train")] == [[0, 1], [1], [3, 2], [2]]
+
+
+@pytest.mark.parametrize("names", [{0: "disc", 2: "square"}, {1: "disc", 2: "square"}, {"a": "disc", "b": "square"}])
+def test_numbers_without_a_name_in_the_nearest_data_yaml_are_an_error(tmp_path, names):
+    """By their order alone the names behind a gap would be those of other numbers."""
+    yolo(tmp_path / "one")
+    data_yaml(tmp_path / "one", train="images", names=names)
+    with pytest.raises(DataError, match=r"one/data.yaml: names: expected keys 0, 1, 2"):
+        sources.load(data_yaml(tmp_path, train="one/images", base=["disc", "square"]))
+
+
+def test_a_label_file_in_another_letter_case_is_mended(folder):
+    (folder / "train/labels/a.txt").rename(folder / "train/labels/A.TXT")
+    data = sources.load(folder)
+    assert [rows_of(record, data.names) for record in data.split("train")] == [plain(rows) for rows in OBJECTS.values()]
+    assert dict(data.report.counts) == {"letter case of a file name": 1} and "train/labels/A.TXT" in str(data.report)
+
+
+def test_a_label_file_of_one_image_is_not_that_of_another_case(folder):
+    image(folder / "train/images/A.jpg", (40, 60))
+    (folder / "train/labels/B.TXT").write_text(GOOD)
+    data = sources.load(folder)
+    assert [(r.path.name, len(r.labels)) for r in data.split("train")] == [("A.jpg", 0), ("a.jpg", 2), ("b.jpg", 1)]
+    assert set(data.report.counts) == {"no label file", "label file without an image"}

@@ -330,7 +330,9 @@ def test_a_bank_is_evaluated_where_its_weights_are(best, place, small_demo):
     many = torch.nn.functional.normalize(torch.randn(len(data.split("support")) + 1, axes.shape[1]))
     PrototypeBank.load(Path("demo.bank")).add(data.novel[0], many).add(data.novel[1], many).save(Path("many.bank"))
     evaluate_checkpoint(best, bank=Path("many.bank"), split="test", json_out=Path("judged/results.json"))
-    assert {p.name for p in Path("judged").iterdir()} >= {"results.json", "shots.png"}, "its shots are none of the data's"
+    assert {p.name for p in Path("judged").iterdir()} >= {"results.json", "shots.png"}, (
+        "its shots are none of the data's"
+    )
 
 
 def test_a_trained_detector_is_its_average_where_the_run_kept_one(best, tmp_path):

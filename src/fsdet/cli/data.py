@@ -168,7 +168,7 @@ def _convert(args: argparse.Namespace) -> int:
     from fsdet.data import sources
     from fsdet.data.convert import convert
 
-    data = sources.load(args.data)
+    data = sources.load(args.data, shapes=True)
     lost = convert(data, args.out, args.to, link=args.link)
     print(f"{data}\n{args.out / 'data.yaml'}: {args.to}")
     if len(lost):

@@ -130,6 +130,7 @@ def _size(row: dict, place: str, report: Report) -> tuple[int, int] | None:
 
 
 def _annotations(rows: list, ids: dict[Any, int], labels: dict[Any, int], table: Table, report: Report) -> None:
+    unread, absent = [], []  # objects whose outline is none
     for number, row in enumerate(rows):
         where = number
         try:
@@ -145,14 +146,11 @@ def _annotations(rows: list, ids: dict[Any, int], labels: dict[Any, int], table:
             kind = "annotation of an unknown image" if image is None else "unknown class"
             report.add(kind, f"{table.origin}{where}")
         elif image >= 0:
-            if table.shapes is not None:
-                _shape(row.get("segmentation"), where, table, report)
+            outline = row.get("segmentation") if table.shapes is not None else None
+            if outline and is_shape(outline):
+                table.shapes[len(table.boxes)] = outline
+            elif table.shapes is not None:
+                (unread if outline else absent).append(where)
             table.add((x, y, x + width, y + height), image, label, crowd, where)
-
-
-def _shape(value: Any, where: str | int, table: Table, report: Report) -> None:
-    """Keep the outline of the object that is added next."""
-    if is_shape(value):
-        table.shapes[len(table.boxes)] = value
-    else:
+    for where in unread + (absent if table.shapes else []):  # a json of boxes alone lacks none
         report.add("no outline that can be read", f"{table.origin}{where}")

@@ -14,7 +14,7 @@ from fsdet.data import datayaml
 from fsdet.data.frames import frame_of, read_frame
 from fsdet.data.report import Report
 from fsdet.data.sources import DataSet
-from fsdet.errors import DataError, explain
+from fsdet.errors import DataError, counted, explain
 from fsdet.files import readable
 from fsdet.types import ImageRecord
 
@@ -24,6 +24,7 @@ Named = list[tuple[str, ImageRecord]]  # (file name in the split's folder, recor
 def convert(dataset: DataSet, out: str | Path, fmt: str, link: bool = False) -> Report:
     """Write all loaded splits below `out` as "coco", "yolo" or "voc"; returns what the format cannot express.
 
+    COCO keeps outlines, where `dataset` was read with them.
     link: images are hard-linked instead of copied where the file system allows it.
 
     Raises:
@@ -47,6 +48,11 @@ def convert(dataset: DataSet, out: str | Path, fmt: str, link: bool = False) -> 
         images.mkdir(parents=True)
         for name, record in named:
             _place(record.path, images / name, link)
+        if partly := sum(record.exhaustive is not None for record in dataset.split(split)):
+            told = f"that {counted(partly, 'image')} may show unlabelled objects of some classes"
+            report.add("cannot be expressed", split, f"{told}: they count as labelled for all")
+        if fmt != "coco" and (lost := sum(shape is not None for _, record in named for shape in record.shapes)):
+            report.add("cannot be expressed", split, f"{counted(lost, 'outline')}, whose boxes are kept")
         document[split] = writers[fmt](named, split, out, dataset.names, report).relative_to(out).as_posix()
     document |= {"base": list(dataset.base), "novel": list(dataset.novel)}
     document |= {"names": list(dataset.names)} if fmt == "yolo" else {}
@@ -92,18 +98,12 @@ def _coco(named: Named, split: str, out: Path, names: Sequence[str], report: Rep
     for number, (name, record) in enumerate(named, 1):
         height, width = record.size
         images.append({"id": number, "file_name": f"images/{split}/{name}", "width": width, "height": height})
-        for (x1, y1, x2, y2), label, crowd in _objects(record):
+        shapes = record.shapes or [None] * len(record.boxes)
+        for ((x1, y1, x2, y2), label, crowd), shape in zip(_objects(record), shapes, strict=True):
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": round(box[2] * box[3], 2),
-                    "iscrowd": int(crowd),
-                }
-            )
+            row = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, "bbox": box,
+                   "area": round(box[2] * box[3], 2), "iscrowd": int(crowd)}  # fmt: skip
+            annotations.append(row if shape is None else {**row, "segmentation": shape})
     categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
     file = out / f"{split}.json"
     document = {"images": images, "annotations": annotations, "categories": categories}

@@ -58,7 +58,7 @@ def parse(file: Path, report: Report) -> DataYaml:
     document = read_mapping(file)
     problems: list[str] = []
     _unknown_keys(document, file.name, problems, report)
-    names = _names(document.get("names"), f"{file.name}: names", problems)
+    names = class_names(document.get("names"), f"{file.name}: names", problems)
     if names is not None and document.get("nc", len(names)) != len(names):
         problems.append(
             explain(f"nc = {len(names)}, the length of names", f"nc = {document['nc']}", file.name, "drop nc")
@@ -174,7 +174,7 @@ def _root(path: Any, file: Path, problems: list[str], report: Report) -> Path:
     return home
 
 
-def _names(value: Any, where: str, problems: list[str]) -> tuple[str, ...] | None:
+def class_names(value: Any, where: str, problems: list[str]) -> tuple[str, ...] | None:
     """A list of names, or YOLO's {0: name, 1: name}."""
     if value is None:
         return None
@@ -195,8 +195,8 @@ def _names(value: Any, where: str, problems: list[str]) -> tuple[str, ...] | Non
 
 
 def _classes(document: dict, where: str, problems: list[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    base = _names(document.get("base"), f"{where}: base", problems)
-    novel = _names(document.get("novel"), f"{where}: novel", problems) or ()
+    base = class_names(document.get("base"), f"{where}: base", problems)
+    novel = class_names(document.get("novel"), f"{where}: novel", problems) or ()
     if "split" in document:
         if base is not None or novel:
             problems.append(explain("either split or base and novel", "both", where, "remove one"))
@@ -223,7 +223,7 @@ def _sources(value: Any, where: str, problems: list[str]) -> tuple[Source, ...]:
                 explain("a path, or {path, names, images}", repr(item)[:80], where, "write the source's path")
             )
             continue
-        sources.append(Source(row["path"], where, _names(row.get("names"), where, problems), row.get("images")))
+        sources.append(Source(row["path"], where, class_names(row.get("names"), where, problems), row.get("images")))
     return tuple(sources)
 
 

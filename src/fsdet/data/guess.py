@@ -21,7 +21,7 @@ _NEXT = ("give a COCO json, a YOLO image folder with labels/ beside it, a VOC fo
 
 
 def guess_format(path: Path, root: Root, report: Report) -> str:
-    """ "coco", "yolo", "voc" or "refdet". Where a folder holds several, boxes in xml win over txt, a json over both.
+    """ "coco", "yolo", "voc" or "refdet". Where a folder holds several, xml files win over a json, either over txt.
 
     Raises:
         DataError: none of them.
@@ -34,11 +34,12 @@ def guess_format(path: Path, root: Root, report: Report) -> str:
         raise DataError(explain("a json, a txt list or a folder", f"'{path.name}'", root.show(path), _NEXT))
     if is_refdet(path):
         return "refdet"
-    found = [name for name, test in (("coco", _is_coco), ("voc", _is_voc), ("yolo", _is_yolo)) if test(path, root)]
+    found = [name for name, test in (("voc", _is_voc), ("coco", _is_coco), ("yolo", _is_yolo)) if test(path, root)]
     if not found:
         raise DataError(explain("a COCO, YOLO or VOC source", "neither json, xml nor images", str(path), _NEXT))
-    if len(found) > 1 and found[0] != "coco" and _has_labels(path, root):
-        report.add("several formats", root.show(path), f"{' and '.join(found)}: {found[0]} used")
+    several = [name for name in found if name != "yolo" or name == found[0] or _has_labels(path, root)]
+    if len(several) > 1:
+        report.add("several formats", root.show(path), f"{' and '.join(several)}: {found[0]} used")
     return found[0]
 
 
@@ -77,7 +78,7 @@ def _word(entry: Path) -> str:
 
 def _is_coco(path: Path, root: Root) -> bool:
     jsons = [name for name in root.files(path) if name.lower().endswith(".json")]
-    return len(jsons) == 1 and not _is_voc(path, root)
+    return len(jsons) == 1
 
 
 def _is_voc(path: Path, root: Root) -> bool:

@@ -111,6 +111,10 @@ class Root:
                 return path
         return None
 
+    def any_case(self, folder: str | Path, name: str) -> str | None:
+        """Full path of the file of a folder that has this name, letter case aside, or None."""
+        return self._lookup_lower(folder, name)
+
     def _lookup(self, folder: str | Path, name: str) -> str | None:
         head, _, tail = name.rpartition("/")
         return self.files(self._below(folder, head)).get(tail) if tail else None

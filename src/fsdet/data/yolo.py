@@ -3,10 +3,10 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fsdet.data.datayaml import read_mapping
+from fsdet.data.datayaml import class_names, read_mapping
 from fsdet.data.images import is_image
 from fsdet.data.report import Report
 from fsdet.data.root import Root
@@ -38,8 +38,7 @@ def read(path: Path, root: Root, report: Report, names: Sequence[str] | None = N
     table.sizes = [None] * len(files)
     table.measure(root, report)
     used = set()
-    for index, file in enumerate(files):
-        label = _label_file(file, root)
+    for index, (file, label) in enumerate(zip(files, _label_files(files, root, report), strict=True)):
         if label is None:
             report.add("no label file", root.show(file))
         elif table.sizes[index]:
@@ -47,7 +46,7 @@ def read(path: Path, root: Root, report: Report, names: Sequence[str] | None = N
             read_labels(label, index, table, root, report)
     for folder in {os.path.dirname(label) for label in used} if path.is_dir() else ():
         for name, label in root.files(folder).items():
-            if name.endswith(".txt") and label not in used and name != "classes.txt":
+            if name.lower().endswith(".txt") and label not in used and name != "classes.txt":
                 report.add("label file without an image", root.show(label))
     return table
 
@@ -72,12 +71,24 @@ def _listed(path: Path, root: Root, report: Report) -> list[str]:
     return files
 
 
-def _label_file(image: str, root: Root) -> str | None:
+def _label_files(images: Sequence[str], root: Root, report: Report) -> list[str | None]:
+    """The label file of each image: of its own stem, else of one that differs in letter case and is no other image's,
+    as a file system that tells no case apart leaves them."""
+    found = [_label_file(image, lambda folder, name: root.files(folder).get(name)) for image in images]
+    taken = set(found)
+    for index, image in enumerate(images):
+        other = None if found[index] else _label_file(image, root.any_case)
+        if other and other not in taken:
+            report.add("letter case of a file name", root.show(other))
+            found[index] = other
+    return found
+
+
+def _label_file(image: str, find: Callable[[str, str], str | None]) -> str | None:
     folder, name = os.path.split(image)
     label = os.path.splitext(name)[0] + ".txt"
-    head, found, tail = f"{folder}/".rpartition("/images/")
-    beside = root.files(folder).get(label)
-    return (root.files(os.path.normpath(f"{head}/labels/{tail}")).get(label) if found else None) or beside
+    head, inside, tail = f"{folder}/".rpartition("/images/")
+    return (find(os.path.normpath(f"{head}/labels/{tail}"), label) if inside else None) or find(folder, label)
 
 
 def _nearest_names(path: Path, root: Root) -> list[str]:
@@ -85,11 +96,9 @@ def _nearest_names(path: Path, root: Root) -> list[str]:
     while root.contains(folder):
         files = root.files(folder)
         for name in ("data.yaml", "data.yml", "dataset.yaml"):
-            names = read_mapping(Path(files[name])).get("names") if name in files else None
-            if isinstance(names, dict):
-                names = [names[key] for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else -1)]
-            if isinstance(names, list) and names:
-                return list(map(str, names))
+            written = read_mapping(Path(files[name])).get("names") if name in files else None
+            if isinstance(written, list | dict) and written:
+                return _by_number(written, f"{root.show(files[name])}: names")
         for name in ("classes.txt", "obj.names"):
             if name in files:
                 return [line.strip() for line in Path(files[name]).read_text("utf-8-sig").strip().splitlines()]
@@ -103,6 +112,15 @@ def _nearest_names(path: Path, root: Root) -> list[str]:
             + (", or read folders named after their classes with --task classifier" if _of_folders(path) else ""),
         )
     )
+
+
+def _by_number(names: list | dict, where: str) -> list[str]:
+    """Names in the order of their class numbers. Raises DataError where a number has none."""
+    problems: list[str] = []
+    listed = class_names(names, where, problems) if isinstance(names, dict) else names
+    if listed is None:
+        raise DataError("\n".join(problems))
+    return list(map(str, listed))
 
 
 def _of_folders(path: Path) -> bool:

@@ -104,9 +104,10 @@ def read_plan(path: Path) -> Plan:
 def _same_file(document: yaml_strict.Document, plan: Plan) -> list[str]:
     """Methods that would write to each other's files; a file system may not tell letter case apart."""
     first: dict[str, str] = {}
-    return [f"{document.where(('methods', name))}: method '{name}': expected names that differ in letters, digits, - or "
-            f"., got one beside '{other}'"
-            for name in plan.methods if (other := first.setdefault(_file_name(name).casefold(), name)) != name]  # fmt: skip
+    same = [(name, other) for name in plan.methods
+            if (other := first.setdefault(_file_name(name).casefold(), name)) != name]  # fmt: skip
+    return [f"{document.where(('methods', name))}: method '{name}': expected names that differ in letters, digits, "
+            f"- or ., got one beside '{other}'" for name, other in same]  # fmt: skip
 
 
 def _scoring_problem(where: str, method: Method) -> list[str]:
