@@ -24,6 +24,7 @@ DEFAULT = {"maskrcnn": "configs/demo/maskrcnn.yaml", "classifier": "configs/demo
 DEMO = {"maskrcnn": Path("datasets/instances"), "classifier": Path("datasets/documents")}
 HEADS = {"maskrcnn": ("rpn", "box_head", "mask_head"), "classifier": ("classifier",)}  # what --head-lr-multiplier means
 HEAD_KEY = "optim.lr_scale.head="
+SEEN = ", whose images the training has seen"
 
 
 def requested(task: str, argv: Sequence[str]) -> Request:
@@ -38,7 +39,7 @@ def requested(task: str, argv: Sequence[str]) -> Request:
 
 
 def run_task(task: str, request: Request, times: dict[str, float]) -> Path:
-    """Bring a training to its end and judge it on split test, or val without one; returns the run folder."""
+    """Bring a training to its end and judge it on `eval.split`, or on what there is; returns the run folder."""
     if request.resume:
         run = Path(request.resume)
         request.overrides.append(f"run.dir={run.parent if run.suffix == '.pt' else run}")
@@ -55,7 +56,7 @@ def run_task(task: str, request: Request, times: dict[str, float]) -> Path:
         resume = ["--resume"] if begun(folder) and not request.exist_ok else []
         words = [*resume, *["--exist-ok"] * request.exist_ok, *request.overrides]
         timed(fsdet, times, "train", ["train", os.path.relpath(request.config), *words])
-    split = "test" if _has_test(config) else "val"
+    split = _split(task, config)
     timed(fsdet, times, "evaluation", ["eval", folder / "best.pt", "--split", split, "--device", config.run.device,
                                        "--json", folder / "results.json"])  # fmt: skip
     return folder
@@ -66,11 +67,16 @@ def _demo_missing(task: str, config: Config) -> bool:
     return DEMO[task] in (path, path.parent) and not path.exists()
 
 
-def _has_test(config: Config) -> bool:
+def _split(task: str, config: Config) -> str:
+    """`eval.split` where the data have it, else val, else train; a classifier's val is held out of train by itself."""
     from fsdet.data.report import Report
     from fsdet.data.sources import plan
 
-    return "test" in plan(config.data.path, Report()).splits
+    there = {*plan(config.data.path, Report()).splits, *(["val"] if task == "classifier" else [])}
+    split = next((s for s in (config.eval.split, "val") if s in there), "train")
+    if split != config.eval.split:
+        print(f"no split {config.eval.split}: split {split} is judged{SEEN if split == 'train' else ''}")
+    return split
 
 
 def main(argv: Sequence[str]) -> int:

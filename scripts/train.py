@@ -4,8 +4,7 @@
 
     python scripts/train.py --stage 2 --epochs 100 --n_way 4 --n_query 4 --lr 1e-4 --checkpoint C
 
-Without CONFIG it is configs/stage_N.yaml when --data_root or data.path= names data, else configs/demo/stage_N.yaml on
-the demo set.
+Without CONFIG it is configs/demo/stage_N.yaml, on the data that --data_root or data.path= names, else on the demo set.
 `--n_way` and `--n-way` are the same flag.
 """
 

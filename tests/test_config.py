@@ -85,6 +85,19 @@ seeds: 3
     assert told.startswith("8 problems:") and told.count("\n") == 8
 
 
+def test_a_contradiction_elsewhere_is_told_beside_a_wrong_type():
+    with pytest.raises(ConfigError) as told:
+        config.load(None, ["optim.steps=abc", "data.image_size=97", "data.workers=x", "episode.shots=[3, 1]"])
+    for part in ("optim.steps", "multiple of 32 px, got 97", "data.workers", "expected [least, most]", "4 problems"):
+        assert part in str(told.value)
+
+
+def test_what_hangs_on_a_wrong_key_is_no_contradiction():
+    with pytest.raises(ConfigError) as told:
+        config.load(None, ["stage.name=episodik", "episode.ways=0", "optim.steps=abc", "optim.epochs=null"])
+    assert "2 problems" in str(told.value) and "episode.ways" not in str(told.value)
+
+
 def test_a_key_given_twice_names_both_lines(tmp_path):
     assert ":3: key 'lr' is given twice, first in line 2" in complaints(written(tmp_path, "optim:\n  lr: 1\n  lr: 2\n"))
 

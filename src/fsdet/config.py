@@ -4,7 +4,8 @@
 The keys themselves are in `fsdet.schema`; they are offered from here too, so that users import one module.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -250,13 +251,33 @@ class _Draft:
         try:
             config = Config.model_validate(self.values)
         except ValidationError as error:
-            self._explain(error)
+            self._contradict_elsewhere(self._explain(error))
             return Config()
         for key, text in _contradictions(config):
             self._problem(key, text)
         return config
 
-    def _explain(self, error: ValidationError) -> None:
+    def _contradict_elsewhere(self, faulty: Collection[Key]) -> None:
+        """Contradictions that do not hang on what is faulty: of other sections, and the sizes of images."""
+        values = copy.deepcopy(self.values)
+        for *way, last in faulty:
+            inner: Any = values
+            for part in way:
+                inner = inner.get(part, {}) if isinstance(inner, dict) else {}
+            if isinstance(inner, dict):
+                inner.pop(last, None)
+        try:
+            config = Config.model_validate(values)
+        except ValidationError:
+            return
+        sections = {key[0] for key in faulty}
+        decisive = sections & {"task", "stage", "model"}  # what other sections are judged by
+        for key, text in _contradictions(config):
+            if key not in faulty and (key in CURES or not (decisive or key[0] in sections)):
+                self._problem(key, text)
+
+    def _explain(self, error: ValidationError) -> Collection[Key]:
+        """Tell what is wrong; returns the keys."""
         said: dict[Key, list[str]] = {}
         got: dict[Key, Any] = {}
         for item in error.errors(include_url=False, include_context=False):
@@ -273,6 +294,7 @@ class _Draft:
                 near = did_you_mean(value, [word for text in texts for word in text.split("'")[1::2]])
             near = near or CURES.get(key, "")
             self._problem(key, f"expected {' or '.join(dict.fromkeys(texts))}, got {_shown(value)}.{near}")
+        return said
 
 
 DATA_KEYS = ("train", "val", "test", "base", "novel", "names", "nc")  # of a data YAML, none of them one of ours

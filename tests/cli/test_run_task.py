@@ -62,6 +62,20 @@ def test_from_nothing_it_draws_trains_and_judges_and_afterwards_only_judges(scri
     assert script.main([task]) == 0 and "--resume" in called[0]
 
 
+@pytest.mark.parametrize(("task", "splits", "asked", "split"), [
+    ("maskrcnn", "train val test", "val", "val"), ("maskrcnn", "train val", "test", "val"),
+    ("maskrcnn", "train", "test", "train"), ("classifier", "train", "test", "val"),
+    ("classifier", "train test", "test", "test"),
+])  # fmt: skip
+def test_the_split_that_is_asked_for_is_judged_or_one_that_is_there(script, called, task, splits, asked, split, capsys):
+    Path("data.yaml").write_text("".join(f"{name}: {name}\n" for name in splits.split()))
+    assert script.main([task, "data.path=data.yaml", f"eval.split={asked}"]) == 0
+    assert called[-1][2:4] == ["--split", split]
+    told = capsys.readouterr().out
+    assert (f"no split {asked}: split {split} is judged" in told) == (split != asked)
+    assert ("the training has seen" in told) == (split == "train")
+
+
 def test_a_finished_run_of_other_settings_is_not_passed_off_as_the_answer(script, called, capsys):
     """Refused with exit 2, and nothing is called; what does not shape the result may differ, and --exist-ok trains."""
     assert script.main(["classifier"]) == 0

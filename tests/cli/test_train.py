@@ -110,3 +110,12 @@ def test_newest_unfinished_looks_only_at_runs(built):
     (Path("checkpoints") / "notes").mkdir(parents=True)
     folder = a_run("one", finished=False, age=9)
     assert train.newest_unfinished(Path("checkpoints")) == folder
+
+
+def test_a_checkpoint_that_is_not_the_newest_is_told_to_stand_for_its_run(built, capsys):
+    folder = a_run("b", False, 1)
+    (folder / "step_00000002.pt").write_bytes(b"")
+    assert main(["train", "--resume", str(folder / "step_00000002.pt")]) == 0
+    told = capsys.readouterr().out
+    assert "goes on from its newest checkpoint, last.pt" in told and "stage.init_from=" in told
+    assert main(["train", "--resume", str(folder / "last.pt")]) == 0 and "newest" not in capsys.readouterr().out

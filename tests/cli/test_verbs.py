@@ -3,6 +3,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,18 @@ def test_bank_renames_drops_and_tells_outliers(tmp_path, monkeypatch, capsys):
     assert main(["bank", "drop", "a.bank", "my cup", "9"]) == 2 and "shots 1 to 4" in capsys.readouterr().err
     assert main(["bank", "drop", "a.bank", "my cup", "1", "--out", "b.bank"]) == 0
     assert Path("a.bank").read_bytes() == before and len(PrototypeBank.load(Path("b.bank")).instances[0]) == 3
+
+
+def test_a_class_that_starts_with_a_dash_is_changed_as_outliers_and_the_help_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [0, 0, 1], [1, 0.2, 0]]), dim=-1)
+    PrototypeBank(("-tri", "pen"), (rows, rows[:1]), "ab" * 32).save(Path("a.bank"))
+    assert main(["bank", "outliers", "a.bank"]) == 0
+    [line] = [text for text in capsys.readouterr().out.splitlines() if "next, if" in text]
+    assert main(shlex.split(line.partition("-m fsdet ")[2])) == 0
+    assert len(PrototypeBank.load(Path("a.bank")).instances[0]) == 3
+    assert main(["bank", "rename", "a.bank", "--out", "b.bank", "--", "-tri", "tri"]) == 0
+    assert PrototypeBank.load(Path("b.bank")).names == ("tri", "pen")
 
 
 def test_what_bank_writes_replaces_no_other_bank_without_the_word_for_it(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from fsdet.config import Config
 from fsdet.engine.trainer import Trainer
 from fsdet.errors import CheckpointError, DataError, RunFailed, Stopped
 from fsdet.evaluation.masks import MaskScorer
+from fsdet.tasks import supply
 from fsdet.types import Task
 from tasks import others
 
@@ -193,6 +194,15 @@ def test_a_run_is_reported_diagnosed_told_and_judged(runs, name, tmp_path, capsy
     assert "which a split alone judges" in capsys.readouterr().err
     assert main(["predict", str(run / "best.pt"), "--support", str(run), "--source", str(run), "--out", "o"]) == 2
     assert "a checkpoint of the few-shot detector" in capsys.readouterr().err
+
+
+def test_a_training_looks_at_part_of_a_large_split_and_an_evaluation_at_all_of_it(small, monkeypatch):
+    monkeypatch.setattr(supply, "MOST", 3)
+    task = others.built(small())
+    records = task.data.split(task.split)
+    assert len(records) > 4 and [r.path for r in task.judge.store.records] == [r.path for r in records[::2]]
+    whole = tasks.KINDS[task.name].judge(task.model.eval(), task.config, task.data, task.split, None)
+    assert whole["images"] == len(records)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from fsdet.errors import UserError, are, counted, explain, some
 if TYPE_CHECKING:
     from fsdet.bank import PrototypeBank
 
+DASHED = "one that starts with - goes with all behind it to the end of the line, after --"
+
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """list BANK | merge BANK BANK... --out BANK | remove BANK CLASS... | rename BANK CLASS NEW
@@ -33,14 +35,14 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     merge.add_argument("--out", type=Path, required=True, metavar="BANK")
     remove = actions.add_parser("remove", help="take classes out")
     remove.add_argument("bank", type=Path, metavar="BANK")
-    remove.add_argument("names", nargs="+", metavar="CLASS")
+    remove.add_argument("names", nargs="+", metavar="CLASS", help=DASHED)
     rename = actions.add_parser("rename", help="give a class another name")
     rename.add_argument("bank", type=Path, metavar="BANK")
-    rename.add_argument("name", metavar="CLASS")
+    rename.add_argument("name", metavar="CLASS", help=DASHED)
     rename.add_argument("new", metavar="NEW")
     drop = actions.add_parser("drop", help="take single shots of a class out")
     drop.add_argument("bank", type=Path, metavar="BANK")
-    drop.add_argument("name", metavar="CLASS")
+    drop.add_argument("name", metavar="CLASS", help=DASHED)
     drop.add_argument("shots", nargs="+", type=count, metavar="SHOT", help="numbers from 1, as outliers tells them")
     for changing in (remove, rename, drop):
         changing.add_argument("--out", type=Path, metavar="BANK", help="default: the same file")
@@ -136,7 +138,8 @@ def _tell_outliers(path: Path, bank: "PrototypeBank") -> int:
     for name, (shot, likeness, usual), file in found:
         which = f"shot {shot + 1}" + (f" ({file})" if file else "")
         print(f"{name}: {which} is far from the others: cosine {likeness:.2f} to their mean, {usual:.2f} is usual")
-        print(f"  next, if it is not meant: {typed('fsdet bank drop {} {} {}', path, name, shot + 1)}")
+        dashed = "-- " if name.startswith("-") else ""  # what follows is no flag
+        print(f"  next, if it is not meant: {typed(f'fsdet bank drop {{}} {dashed}{{}} {{}}', path, name, shot + 1)}")
     few = [name for name, rows in zip(bank.names, bank.instances, strict=True) if len(rows) < 3]
     if few:
         print(f"fewer than three shots tell nothing: {', '.join(few)}")

@@ -74,6 +74,7 @@ def _resumed(args: argparse.Namespace) -> config.Config:
     """The configuration to continue: CONFIG's or RUN's own, with run.dir set to the run."""
     if args.resume:
         folder = _run_folder(Path(args.resume))
+        _tell_newest(Path(args.resume), folder)
         source = args.config or existing(folder / "config.yaml", "the run's config.yaml", "name a run folder")
         return config.load(source, [*args.overrides, f"run.dir={folder}"])
     if args.config:
@@ -90,6 +91,16 @@ def _run_folder(path: Path) -> Path:
         cure = "name the folder that fsdet train wrote, or a .pt file in it"
         raise UserError(explain("a run folder or a checkpoint in one", "another file", str(path), cure))
     return path if path.is_dir() else path.parent  # a checkpoint stands for its run
+
+
+def _tell_newest(named: Path, folder: Path) -> None:
+    """A checkpoint stands for its run, which goes on from where it was left."""
+    from fsdet.engine.checkpoint import candidates
+
+    newest = next(iter(candidates(folder)), named)
+    if named.is_file() and named.name != newest.name:
+        say(f"{named} stands for its run, which goes on from its newest checkpoint, {newest.name}; from {named.name} "
+            f"alone: {typed('fsdet train CONFIG stage.init_from={}', named)}")  # fmt: skip
 
 
 def newest_unfinished(root: Path) -> Path:

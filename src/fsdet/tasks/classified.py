@@ -10,21 +10,23 @@ import torch
 from fsdet.config import Config
 from fsdet.data.collate import to_tensor
 from fsdet.data.sources import DataSet
+from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import letterbox
 from fsdet.errors import ConfigError, did_you_mean, explain
 from fsdet.evaluation.classification import figures
 from fsdet.models.classifier import ImageClassifier
 from fsdet.pictures import Picture, episode_sheet
-from fsdet.tasks.supply import chunks, over_readable, spread, validation_store
+from fsdet.tasks.supply import chunks, over_readable, spread
+from fsdet.types import ImageRecord
 
 
 class Judge:
-    """A split, and how well a classifier does on it; no randomness, no augmentation."""
+    """Images, and how well a classifier does on them; no randomness, no augmentation."""
 
-    def __init__(self, config: Config, data: DataSet, split: str) -> None:
+    def __init__(self, config: Config, data: DataSet, records: Sequence[ImageRecord]) -> None:
         self.names, self.size = data.names, config.data.image_size
         self.positive = positive_of(config, data.names)
-        self.store = validation_store(data.split(split), self.size)
+        self.store = ImageStore(records, self.size, AUTO_BYTES)
         self.filled = False
 
     @property

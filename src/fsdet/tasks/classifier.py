@@ -24,7 +24,7 @@ from fsdet.models.classifier import ImageClassifier
 from fsdet.pictures import plot_confusion
 from fsdet.tasks import initial
 from fsdet.tasks.classified import Judge, positive_of
-from fsdet.tasks.supply import ImageTask
+from fsdet.tasks.supply import ImageTask, evenly
 from fsdet.types import LossReport
 
 LISTED = 20  # errors of the data in a message
@@ -102,7 +102,7 @@ class ClassifierTask(ImageTask):
 
     @cached_property
     def judge(self) -> "Judge":
-        return Judge(self.config, self.data, self.split)
+        return Judge(self.config, self.data, evenly(self.data.split(self.split)))
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """{val/accuracy, val/f1, val/auc, val/fitness}; fitness is the accuracy where one class has no image."""
@@ -191,7 +191,7 @@ def practice(model: nn.Module, images: Tensor) -> Tensor:
 
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
     """Figures of a split, its confusion matrix (row predicted, column true), and both as pictures in `folder`."""
-    judge = Judge(config, data, split)
+    judge = Judge(config, data, data.split(split))
     found, matrix = judge.figures(model)
     if folder is not None:
         plot_confusion(matrix, data.names, folder / "confusion.png", of=f"split {split}", background=False)

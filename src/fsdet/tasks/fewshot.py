@@ -101,9 +101,9 @@ class FewshotTask:
                               image_ids=batch.image_ids)  # fmt: skip
 
     def expected_initial(self, report: LossReport) -> Mapping[str, float]:
-        """dfl: ln R, uniform bins. cls: the prior, unless a batch has next to no targets. supcon: log of its rows,
-        cpe: of those and the background's, if any row counts. triplet: a positive a right angle away beside a negative
-        that is near. bbox: as measured.
+        """dfl: ln R, uniform bins. cls: the prior. bbox: as measured; neither of the three of a batch with next to no
+        targets. supcon: log of its rows, cpe: of those and the background's, if any row counts. triplet: a positive a
+        right angle away beside a negative that is near.
         """
         if self.config.stage.name != "base":
             return {}
@@ -111,10 +111,9 @@ class FewshotTask:
         branches, normaliser = MODES[self.config.stage.mode], float(report.normaliser.detach())
         cls = expected_cls(model.head, model.trunk_wiring.strides, self.config.data.image_size, images, normaliser,
                            branches)  # fmt: skip
+        dense = {"cls": cls, "bbox": BBOX_AT_START, "dfl": math.log(self.config.model.reg_max)}
         return {
-            **({"cls": cls} if normaliser > 1 else {}),
-            "bbox": BBOX_AT_START,
-            "dfl": math.log(self.config.model.reg_max),
+            **(dense if normaliser > 1 else {}),
             "supcon": math.log(0.75 * loss.pair_rows),  # the others are background
             "cpe": math.log(loss.pair_rows) * loss.cpe_iou if report.rows.get("cpe") else 0.0,
             "triplet": loss.triplet_margin + 1.0,

@@ -20,6 +20,7 @@ from fsdet.data.images import read_rgb
 from fsdet.data.report import Report
 from fsdet.data.shapes import mask_of, moved, tight
 from fsdet.data.sources import DataSet
+from fsdet.data.store import AUTO_BYTES, ImageStore
 from fsdet.data.transforms import Sample, colour, random_affine, warp
 from fsdet.errors import DataError, counted, explain
 from fsdet.evaluation.masks import MaskScorer
@@ -27,8 +28,8 @@ from fsdet.models.maskrcnn import InstanceDetector
 from fsdet.pictures import Picture, episode_sheet, plot_labels
 from fsdet.pictures import colour as shade
 from fsdet.tasks import initial
-from fsdet.tasks.supply import ImageTask, chunks, over_readable, spread, validation_store
-from fsdet.types import Detections, LossReport
+from fsdet.tasks.supply import ImageTask, chunks, evenly, over_readable, spread
+from fsdet.types import Detections, ImageRecord, LossReport
 
 log = logging.getLogger("fsdet")
 USUAL_CLASSES = 80  # a model is counted for, when its data are not there to say
@@ -91,7 +92,7 @@ class MaskRcnnTask(ImageTask):
 
     @cached_property
     def judge(self) -> "Judge":
-        return Judge(self.config, self.data, self.split)
+        return Judge(self.config, self.data, evenly(self.data.split(self.split)))
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """{val/mask/AP50, val/mask/AP, val/box/AP50, val/box/AP, val/fitness}."""
@@ -112,11 +113,11 @@ class MaskRcnnTask(ImageTask):
 
 
 class Judge:
-    """A split, and how well a model does on it; no randomness, no augmentation, masks at the size of the files."""
+    """Images, and how well a model does on them; no randomness, no augmentation, masks at the size of the files."""
 
-    def __init__(self, config: Config, data: DataSet, split: str) -> None:
+    def __init__(self, config: Config, data: DataSet, records: Sequence[ImageRecord]) -> None:
         self.names = data.names
-        self.store = validation_store(data.split(split), config.data.image_size)
+        self.store = ImageStore(records, config.data.image_size, AUTO_BYTES)
         self.scorer, self.filled = MaskScorer(self.store.records, len(data.names)), False
 
     @torch.inference_mode()
@@ -230,7 +231,7 @@ def practice(model: nn.Module, images: Tensor) -> Tensor:
 
 def judge(model: nn.Module, config: Config, data: DataSet, split: str, folder: Path | None) -> Mapping[str, Any]:
     """AP of boxes and masks on a split, and a sheet of its images in `folder`."""
-    judge = Judge(config, data, split)
+    judge = Judge(config, data, data.split(split))
     if folder is not None:
         judge.sheet(model, folder / "episodes" / f"eval_{split}.jpg", f"images of split {split}")
     return {"metrics": dict(judge.figures(model)), "images": len(judge.store.records)}

@@ -30,8 +30,10 @@ FAR_LR, FAR_LENGTH, LONG = 2.0, 1.5, 3.0  # factors on the file's values
 FEW = 5  # shots a class
 FAR_MIX = {"paste": 0.35, "whole": 0.4, "pastes": 3, "match_size": 0.0}
 LONG_MIX = {**FAR_MIX, "paste": 0.5, "whole": 0.3}
-WORDS = {"near": "the backbone moves at half speed", "far": "everything moves, faster and longer",
-         "far_long": f"everything moves, faster, and longer still for more than {FEW} shots a class"}  # fmt: skip
+OWN_MIX = "with data.augment.paste, whole, pastes and match_size of its own"
+WORDS = {"near": "the backbone moves at half speed", "far": f"everything moves, faster and longer, {OWN_MIX}",
+         "far_long": f"everything moves, faster, and longer still for more than {FEW} shots a class, "
+                     f"{OWN_MIX}"}  # fmt: skip
 
 
 def settled(config: Config, data: DataSet, shots: Mapping[int, Sequence[Pick]], split: str, *,

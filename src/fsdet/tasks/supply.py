@@ -12,7 +12,7 @@ from torch import nn
 from fsdet.config import Config
 from fsdet.data.episodes import EpochPlanner
 from fsdet.data.sources import DataSet
-from fsdet.data.store import AUTO_BYTES, ImageStore
+from fsdet.data.store import ImageStore
 from fsdet.data.unusable import usable
 from fsdet.errors import DataError, are, counted
 from fsdet.peers import Peers
@@ -21,7 +21,7 @@ from fsdet.types import ImageRecord, Replaced
 
 T = TypeVar("T")
 log = logging.getLogger("fsdet")
-MOST = 5000  # images of a validation
+MOST = 5000  # images of an evaluation within a training
 CHUNK = 16  # of them at a time
 SHOWN = 9  # images on a sheet
 
@@ -88,10 +88,9 @@ def judged_split(data: DataSet) -> str:
     return "val" if data.has("val") else "train"
 
 
-def validation_store(records: Sequence[ImageRecord], size: int) -> ImageStore:
-    """At most MOST images of a split, evenly taken, so that every class is among them."""
-    step = max(1, -(-len(records) // MOST))
-    return ImageStore(records[::step], size, AUTO_BYTES)
+def evenly(records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
+    """At most MOST of a split for the evaluations within a training, from all over it, so that no class is left out."""
+    return records[:: max(1, -(-len(records) // MOST))]
 
 
 def over_readable(store: ImageStore, judge: Callable[[], T]) -> T:

@@ -29,13 +29,12 @@ from fsdet.models.detector import DualDetector
 from fsdet.models.prototypes import class_prototypes
 from fsdet.pictures import Picture, episode_sheet
 from fsdet.tasks.looking import dense_batches, detect_batch
-from fsdet.tasks.supply import over_readable
+from fsdet.tasks.supply import evenly, over_readable
 from fsdet.types import Detections, ImageRecord
 
 T = TypeVar("T")
 log = logging.getLogger("fsdet")
 VALIDATION_SHOTS = 5
-MOST = 5000  # images of a validation
 SHOWN, SHOWN_WAYS = 9, 6  # images and classes on a sheet
 
 
@@ -72,7 +71,7 @@ class Validator:
         self.best_metric = "val/fitness"
         if not data.has("val"):
             log.warning("no split val: validation looks at training images, so best.pt is picked by what it has seen")
-        records = data.split("val" if data.has("val") else "train")[:MOST]
+        records = evenly(data.split("val" if data.has("val") else "train"))
         self.store = ImageStore(without_classes(records, data.num_base), self.size, AUTO_BYTES)
         self._count_on()
         self.base, self.filled = list(range(len(data.base))), False

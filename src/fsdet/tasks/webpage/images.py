@@ -50,5 +50,4 @@ def look_maskrcnn(trained: Trained, config: Config, data: DataSet, most: int) ->
 def _judge(task: Any, config: Config, data: DataSet, most: int) -> tuple[str, Any]:
     """(which images in words, the task's Judge of them)."""
     records, told = looked_at(data, config.eval.split, most)
-    part = DataSet(data.root, data.base, data.novel, {"shown": records}, data.report, data.name)
-    return told, task.Judge(config, part, "shown")
+    return told, task.Judge(config, data, records)
