@@ -2,9 +2,10 @@
 """A run folder: who may write into it, and what is written once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -19,6 +20,7 @@ RECORDS = ("config.yaml", "environment.json", "metrics.jsonl", "timings.jsonl", 
            quarantine.LIST)  # fmt: skip
 SEVERAL = ("episodes/step_*.jpg", "episodes/step_*.json", "episodes/eval_*.jpg", "incidents/step_*/*",
            "tensorboard/events.out.tfevents.*")  # fmt: skip
+RUNNING = ".running"  # locked by the process that trains into the folder; one that was killed holds no lock
 
 
 def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
@@ -26,8 +28,12 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
 
     Raises:
         ConfigError: it has a checkpoint and neither `resume` nor `exist_ok` is given; it is no run's but has files of
-        the names that a run writes; it is not there and `resume` is given; or it cannot be written.
+        the names that a run writes; it is not there and `resume` is given; another process trains into it; or it cannot
+        be written.
     """
+    if (folder / RUNNING).exists():
+        with held(folder):
+            pass
     old = checkpoint.candidates(folder)
     theirs = [name for name in RECORDS if (folder / name).exists()]
     if theirs and not old and not is_json_with("python", "versions")(folder / "environment.json"):
@@ -48,6 +54,42 @@ def claim(folder: Path, resume: bool, exist_ok: bool) -> None:
             rest.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(explain("a folder to write to", str(error), str(folder), "choose another run.dir")) from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """A run folder for this process alone while it trains, where the file system knows locks.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    running = folder / RUNNING
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that cannot be written says so where something is to be saved
+            file = stack.enter_context(open(running, "ab"))
+            if not _locked(file):
+                raise ConfigError(explain("a folder that no other process trains into", "a training under way",
+                                          str(folder), "run.dir= names another, or wait for its end"))  # fmt: skip
+            stack.callback(_remove, running)
+        yield
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Lock a file for this process, which children do not inherit and the kernel undoes; False where another has it."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        pass  # no locks here: as good as alone
+    return True
 
 
 def clear(folder: Path) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,7 +200,7 @@ class Trainer:
         feed.seek(self.position.batch, self.position.skipped)
         cut = self.position.cut if self.resume else None
         log = RunLog(self.folder, self.logging, self.resolved, cut) if self.peers.leads else Untold()
-        with log as self.log, Signals() as signals:
+        with self._held(), log as self.log, Signals() as signals:
             try:
                 self.freezer.apply(self.epoch)
                 self._tell_start()
@@ -214,6 +215,9 @@ class Trainer:
                     self._save()
                 self.saver.writer.join()
         return self._result()
+
+    def _held(self) -> AbstractContextManager[None]:
+        return folder.held(self.folder) if self.peers.leads else nullcontext()
 
     def _train(self, feed: Feed, signals: Signals) -> None:
         """The loop."""
