@@ -13,6 +13,7 @@ from engine.test_step import spoiled
 from engine.toy import ToyTask, trainer
 from fsdet.config import Guard, Log, Save
 from fsdet.engine.checkpoint import is_finished, load, newest
+from fsdet.engine.folder import RUNNING
 from fsdet.engine.runlog import RunLog
 from fsdet.engine.schedule import lr_factor
 from fsdet.errors import CheckpointError, ConfigError, RunFailed
@@ -380,3 +381,19 @@ def test_a_batch_that_cannot_be_made_is_skipped_and_named(tmp_path):
     result = trainer(ToyTask(tamper=tamper), tmp_path / "r").fit()
     (bad,) = [r for r in rows(tmp_path / "r", "step") if r["outcome"] == "bad_input"]
     assert result.steps == 9 and "cat.jpg" in bad["culprit"] and bad["batch"] == 3
+
+
+def test_a_run_has_its_folder_for_itself_from_its_first_step_to_its_end_or_failure(tmp_path):
+    seen = []
+
+    def look(batch, report):
+        seen.append((tmp_path / "a" / RUNNING).exists())
+        return report
+
+    task = ToyTask()
+    task.spoil = look
+    trainer(task, tmp_path / "a").fit()
+    assert seen and all(seen) and not (tmp_path / "a" / RUNNING).exists()
+    with pytest.raises(Power):
+        trainer(pull_the_plug_at(ToyTask(), 2), tmp_path / "b").fit()
+    assert not (tmp_path / "b" / RUNNING).exists()

@@ -103,7 +103,8 @@ def _step_orthogonal(params: list[Tensor], grads: list[Tensor], buffers: list[Te
 def _blocks(rows: int, columns: int) -> int:
     """Into how many blocks of equally many rows a matrix is parted; 1 where its shorter side is small already.
 
-    A block has more than half of BLOCK rows: so few as there may be would be turned hardly at all.
+    A block has more than half of BLOCK rows, or the matrix stays whole: in smaller ones hardly any outputs hear of one
+    another.
     """
     if min(rows, columns) <= BLOCK:
         return 1

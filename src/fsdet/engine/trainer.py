@@ -10,7 +10,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,7 +192,12 @@ class Trainer:
 
         Raises:
             RunFailed: the guard gave up, or a save that had to succeed did not. Stopped: a signal, after a save.
+            ConfigError: another process trains into the folder.
         """
+        with folder.held(self.folder) if self.peers.leads else nullcontext():
+            return self._fitted()
+
+    def _fitted(self) -> RunResult:
         if self.peers.leads:
             folder.describe(self.folder, self.resolved, self.device, self.precision)
         feed = Feed(self.task, self.position.batch, self.stop_batch, self.workers, self.device.type == "cuda",
@@ -200,7 +205,7 @@ class Trainer:
         feed.seek(self.position.batch, self.position.skipped)
         cut = self.position.cut if self.resume else None
         log = RunLog(self.folder, self.logging, self.resolved, cut) if self.peers.leads else Untold()
-        with self._held(), log as self.log, Signals() as signals:
+        with log as self.log, Signals() as signals:
             try:
                 self.freezer.apply(self.epoch)
                 self._tell_start()
@@ -215,9 +220,6 @@ class Trainer:
                     self._save()
                 self.saver.writer.join()
         return self._result()
-
-    def _held(self) -> AbstractContextManager[None]:
-        return folder.held(self.folder) if self.peers.leads else nullcontext()
 
     def _train(self, feed: Feed, signals: Signals) -> None:
         """The loop."""
