@@ -138,8 +138,8 @@ def _tell_outliers(path: Path, bank: "PrototypeBank") -> int:
     for name, (shot, likeness, usual), file in found:
         which = f"shot {shot + 1}" + (f" ({file})" if file else "")
         print(f"{name}: {which} is far from the others: cosine {likeness:.2f} to their mean, {usual:.2f} is usual")
-        dashed = "-- " if name.startswith("-") else ""  # what follows is no flag
-        print(f"  next, if it is not meant: {typed(f'fsdet bank drop {{}} {dashed}{{}} {{}}', path, name, shot + 1)}")
+        drop = "fsdet bank drop {} -- {} {}" if name.startswith("-") else "fsdet bank drop {} {} {}"
+        print(f"  next, if it is not meant: {typed(drop, path, name, shot + 1)}")
     few = [name for name, rows in zip(bank.names, bank.instances, strict=True) if len(rows) < 3]
     if few:
         print(f"fewer than three shots tell nothing: {', '.join(few)}")
