@@ -259,6 +259,8 @@ class _Draft:
 
     def _contradict_elsewhere(self, faulty: Collection[Key]) -> None:
         """Contradictions that do not hang on what is faulty: of other sections, and the sizes of images."""
+        if () in faulty:  # the whole of it
+            return
         values = copy.deepcopy(self.values)
         for *way, last in faulty:
             inner: Any = values

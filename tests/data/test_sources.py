@@ -291,6 +291,18 @@ def test_nothing_to_read_is_an_error(tmp_path):
         sources.load(tmp_path, policy="ignore")
 
 
+def test_xml_wins_over_a_json_and_a_json_over_txt_with_a_line(tmp_path):
+    """What is passed over is told in either case."""
+    coco(tmp_path / "both")
+    voc(tmp_path / "both")
+    coco(tmp_path / "labels")
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.1 0.1")
+    for folder, told in (("both", "voc and coco: voc used"), ("labels", "coco and yolo: coco used")):
+        data = sources.load(tmp_path / folder)
+        assert data.report.counts["several formats"] == 1 and told in str(data.report)
+        assert rows_of(data.split("train")[0], NAMES) == OBJECTS["a.jpg"]
+
+
 def test_xml_wins_over_txt_with_a_line(tmp_path):
     voc(tmp_path)
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.1")

@@ -157,3 +157,11 @@ def test_a_label_file_of_one_image_is_not_that_of_another_case(folder):
     data = sources.load(folder)
     assert [(r.path.name, len(r.labels)) for r in data.split("train")] == [("A.jpg", 0), ("a.jpg", 2), ("b.jpg", 1)]
     assert set(data.report.counts) == {"no label file", "label file without an image"}
+
+
+def test_a_mended_label_file_is_that_of_one_image(folder):
+    (folder / "train/images/b.jpg").rename(folder / "train/images/A.jpg")
+    (folder / "train/labels/a.txt").rename(folder / "train/labels/a.TXT")
+    (folder / "train/labels/b.txt").unlink()
+    data = sources.load(folder)
+    assert sorted(len(r.labels) for r in data.split("train")) == [0, 2]

@@ -103,7 +103,7 @@ class Root:
             (parts[-1] if parts else "", "foreign folder in a file name"),
         ):
             path = self._lookup(folder, tail)
-            if path is None and (path := self._lookup_lower(folder, tail)):
+            if path is None and (path := self.any_case(folder, tail)):
                 kind = kind or "letter case of a file name"
             if path:
                 if kind:
@@ -111,15 +111,12 @@ class Root:
                 return path
         return None
 
-    def any_case(self, folder: str | Path, name: str) -> str | None:
-        """Full path of the file of a folder that has this name, letter case aside, or None."""
-        return self._lookup_lower(folder, name)
-
     def _lookup(self, folder: str | Path, name: str) -> str | None:
         head, _, tail = name.rpartition("/")
         return self.files(self._below(folder, head)).get(tail) if tail else None
 
-    def _lookup_lower(self, folder: str | Path, name: str) -> str | None:
+    def any_case(self, folder: str | Path, name: str) -> str | None:
+        """Full path of the file that has this name from `folder` on, letter case of the file aside, or None."""
         head, _, tail = name.rpartition("/")
         place = self._below(folder, head)
         if place not in self._lower:

@@ -80,6 +80,7 @@ def _label_files(images: Sequence[str], root: Root, report: Report) -> list[str 
         other = None if found[index] else _label_file(image, root.any_case)
         if other and other not in taken:
             report.add("letter case of a file name", root.show(other))
+            taken.add(other)
             found[index] = other
     return found
 

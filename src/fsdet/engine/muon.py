@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) and, for the other groups, SGD with Nesterov.
 
     A group with `orthogonal` True holds kernels [out, in, h, w], each the matrix [out, in h w], in blocks of at most
-    BLOCK outputs (Khaled et al. 2025, MuonBP, arXiv 2510.16981, without its whole steps in between):
+    BLOCK outputs (Khaled et al. 2025, MuonBP, arXiv 2510.16981, without its whole steps in between); out of a block:
     m <- mu m + (1 - mu) g;  w <- (1 - lr decay) w - lr sqrt(max(1, out / (in h w))) orthogonalise((1 - mu) g + mu m).
     The iteration grows with the third power of a block's side: on yolov8n blocks take .6 of the whole matrices' time,
     and detect as well (docs/notebook.md). The other groups take torch's SGD step with Nesterov momentum and L2 decay.

@@ -29,7 +29,7 @@ from fsdet.models.detector import DualDetector
 from fsdet.models.prototypes import class_prototypes
 from fsdet.pictures import Picture, episode_sheet
 from fsdet.tasks.looking import dense_batches, detect_batch
-from fsdet.tasks.supply import evenly, over_readable
+from fsdet.tasks.supply import evenly, judged_split, over_readable
 from fsdet.types import Detections, ImageRecord
 
 T = TypeVar("T")
@@ -69,9 +69,7 @@ class Validator:
         self.prepare = Preprocessing(self.size, self.support_size)
         self.finetune = config.stage.name == "finetune"
         self.best_metric = "val/fitness"
-        if not data.has("val"):
-            log.warning("no split val: validation looks at training images, so best.pt is picked by what it has seen")
-        records = evenly(data.split("val" if data.has("val") else "train"))
+        records = evenly(data.split(judged_split(data)))
         self.store = ImageStore(without_classes(records, data.num_base), self.size, AUTO_BYTES)
         self._count_on()
         self.base, self.filled = list(range(len(data.base))), False
