@@ -171,6 +171,12 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path):
     with pytest.raises(ConfigError) as told:
         study.read_plan(path)
     assert f"{path}:3: key 'seed'" in str(told.value) and "Did you mean 'seeds'" in str(told.value)
+    for text, count in (("data: x\nseeds: 3\n", 2), ("{", 1)):  # keys that lack, and no YAML at all
+        other = tmp_path / "other.yaml"
+        other.write_text(text)
+        with pytest.raises(ConfigError, match=rf"^{count} problems? in a study") as told:
+            study.read_plan(other)
+        assert "Did you mean" not in str(told.value)
     path.write_text(path.read_text().replace("seed: 3\n", ""))
     with pytest.raises(ConfigError) as told:
         study.read_plan(path)

@@ -77,11 +77,12 @@ def read_plan(path: Path) -> Plan:
     problems = list(document.problems)
     plan = None
     try:
-        plan = Plan.model_validate(document.value or {})
+        plan = None if problems and document.value is None else Plan.model_validate(document.value or {})
     except ValidationError as error:
         for item in error.errors(include_url=False, include_context=False):
             key = tuple(str(part) for part in item["loc"])
-            near = did_you_mean(key[-1], [*Plan.model_fields, *Method.model_fields]) if key else ""
+            unknown = key and item["type"] == "extra_forbidden"
+            near = did_you_mean(key[-1], [*Plan.model_fields, *Method.model_fields]) if unknown else ""
             problems.append(f"{document.where(key)}: key '{'.'.join(key)}': {item['msg']}.{near}")
     for name, method in plan.methods.items() if plan else ():
         missing = [p for p in (*method.checkpoints, *method.results, method.config) if p and not Path(p).is_file()]
