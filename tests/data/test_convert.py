@@ -116,7 +116,14 @@ def test_images_that_label_some_classes_only_are_told_of(tmp_path):
     assert "that 2 images may show unlabelled objects of some classes: they count as labelled for all  (train)" in told
 
 
-def test_a_json_of_boxes_alone_lacks_no_outline(tmp_path, capsys):
+def test_a_json_of_boxes_alone_lacks_no_outline(tmp_path):
     coco(tmp_path / "in", coco_document())
+    assert not len(sources.load(tmp_path / "in", shapes=True).report)
+
+
+def test_the_command_keeps_outlines(tmp_path):
+    document = coco_document()
+    document["annotations"][0]["segmentation"] = OUTLINE
+    coco(tmp_path / "in", document)
     assert main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "out"), "--to", "coco"]) == 0
-    assert "outline" not in capsys.readouterr().out
+    assert sources.load(tmp_path / "out", shapes=True).split("train")[0].shapes[0] == OUTLINE
