@@ -9,7 +9,7 @@ import pytest
 
 from fsdet.data.sources import load
 from fsdet.errors import DataError
-from fsdet.tasks import loading, validation
+from fsdet.tasks import loading, supply, validation
 
 EPISODIC = ("stage.name=episodic", "episode.ways=2")
 
@@ -57,6 +57,17 @@ def test_without_supports_every_base_class_is_dashed(best, settings, monkeypatch
     assert all(Path(image["path"]).is_file() for image in listed["images"])
     assert listed["names"] == list(validator.data.names)
     assert all(c < len(validator.base) for r in validator.store.records for c in r.labels.tolist())
+
+
+def test_a_training_looks_at_images_from_all_over_a_large_split(settings, monkeypatch):
+    monkeypatch.setattr(supply, "MOST", 3)
+    config = settings(*EPISODIC)
+    data = load(config.data.path)
+    records = data.split("val")
+    step = -(-len(records) // 3)
+    assert step > 1
+    looked = [r.path for r in validation.Validator(config, data).store.records]
+    assert looked == [r.path for r in records[::step]]
 
 
 def test_an_image_of_val_that_cannot_be_read_is_left_out_and_named(best, settings, tmp_path, caplog):
