@@ -53,4 +53,5 @@ def test_where_the_file_system_knows_no_locks_a_folder_is_anybodys(tmp_path, mon
 
     monkeypatch.setattr("fcntl.lockf", refuse)
     with folder.held(tmp_path):
-        pass
+        assert (tmp_path / folder.RUNNING).exists()
+    assert not (tmp_path / folder.RUNNING).exists()
